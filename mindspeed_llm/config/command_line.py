@@ -1,0 +1,167 @@
+"""From a command line to checked configs."""
+
+import argparse
+import glob
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.flag_kinds import Flag
+from mindspeed_llm.config.flags import CONFIGS, SCRIPTS, default_text, flags_of, nearest_flag
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
+from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
+                                           OptimizerConfig, TrainConfig)
+from mindspeed_llm.config.validation import check, notes_on
+
+PARTS = {"convert": ("convert",), "preprocess": ("data",),
+         "pretrain": ("parallel", "optimizer", "train", "data", "checkpoint"),
+         "inference": ("parallel", "train", "data", "checkpoint", "inference"),
+         "evaluation": ("parallel", "train", "data", "checkpoint", "evaluation")}
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Everything one command line says. A part that the entrypoint does not use is None.
+
+    `model` is None when generating or evaluating without a full set of model flags: the checkpoint gives the shape
+    (`shape.resolve`). `stated_model` are the model fields that the command line fixed, to be checked against a
+    checkpoint. `explicit` are the names of fields given on the command line. `notes` are lines for rank 0 to print
+    once.
+    """
+
+    entrypoint: str
+    model: ModelConfig | None = None
+    parallel: ParallelConfig | None = None
+    optimizer: OptimizerConfig | None = None
+    train: TrainConfig | None = None
+    data: DataConfig | None = None
+    checkpoint: CheckpointConfig | None = None
+    inference: InferenceConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    convert: ConvertConfig | None = None
+    stated_model: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    explicit: frozenset[str] = frozenset()
+
+
+def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = None) -> Configs:
+    """Read `argv` (without the program's name) for one of `flag_kinds.ENTRYPOINTS`.
+
+    `vocab_size_of` counts the tokenizer's ids from its config; it is called only for training without
+    --padded-vocab-size and --vocab-size. Raises UserError naming flag, value and remedy; exits after --help.
+    """
+    rows = flags_of(entrypoint)
+    given = _tokens(entrypoint, rows, argv)
+    values: dict[str, dict[str, Any]] = {"cli": {}, **{part: {} for part in CONFIGS}}
+    explicit, no_effect, elsewhere = set(), [], []
+    for name, raw in given.items():
+        flag = rows[name]
+        if entrypoint not in flag.used_by:
+            elsewhere.append(name)
+            continue
+        value = _convert(flag, raw)
+        if flag.why_ignored is not None:
+            no_effect.append(name)
+        for target in flag.fields:
+            part, field_name = target.split(".")
+            if value is not None:
+                values[part][field_name] = value
+                explicit.add(field_name)
+    cli = values["cli"]
+    _derive(entrypoint, values, explicit)
+    parts = {part: CONFIGS[part](**values[part]) for part in PARTS[entrypoint] if part != "convert"}
+    stated = stated_model(entrypoint, values["model"], cli)
+    if entrypoint == "convert":
+        parts["convert"] = ConvertConfig(**values["convert"], stated_model=stated)
+    configs = Configs(entrypoint=entrypoint, **parts, stated_model=stated, explicit=frozenset(explicit))
+    model = build_model(configs, values["model"], cli, vocab_size_of)
+    if model is not None and entrypoint != "convert":
+        configs = replace(configs, model=model)
+    configs = replace(configs, notes=_no_effect_note(entrypoint, no_effect, elsewhere) + notes_on(configs))
+    if configs.parallel is not None and configs.parallel.tensor_model_parallel_size == 1:
+        configs = replace(configs, parallel=replace(configs.parallel, sequence_parallel=False))
+    check(configs)
+    return configs
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _tokens(entrypoint: str, rows: dict[str, Flag], argv: list[str]) -> dict[str, Any]:
+    """Split `argv` into {flag name: text or list of texts}, the last of repeated flags winning."""
+    parser = _Parser(prog=SCRIPTS[entrypoint], allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                     usage="%(prog)s [flags]",
+                     epilog="Flags of the other entrypoints are accepted and have no effect here: see docs/flags.md.")
+    groups: dict[str, Any] = {}
+    for name, flag in rows.items():
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        options: dict[str, Any] = {"action": "append" if flag.kind.append else "store", "dest": name}
+        if flag.kind.nargs is not None:
+            options["nargs"] = flag.kind.nargs
+        if flag.kind.const is not None:
+            options["const"] = flag.kind.const
+        options["metavar"] = flag.kind.metavar or "true|false"
+        options["help"] = argparse.SUPPRESS
+        if entrypoint in flag.used_by:
+            default = default_text(flag)
+            options["help"] = (flag.help + (f" [{default}]" if default else "")).replace("%", "%%")
+        groups[flag.group].add_argument(name, **options)
+    parsed, extras = parser.parse_known_args(argv)
+    for extra in extras:
+        if not extra.startswith("-"):
+            continue
+        nearest = nearest_flag(extra)
+        remedy = f"did you mean {nearest}?" if nearest else f"python {SCRIPTS[entrypoint]} --help lists the flags"
+        raise UserError(f"unknown flag {extra.split('=')[0]}: {remedy}")
+    if extras:
+        raise UserError(f"unexpected argument {extras[0]!r}: every value follows its flag; a value with spaces needs "
+                        "quotes around it")
+    return vars(parsed)
+
+
+def _convert(flag: Flag, raw: Any) -> Any:
+    try:
+        return flag.kind.convert(raw)
+    except ValueError as problem:
+        shown = raw if isinstance(raw, str) else " ".join(raw)
+        raise UserError(f"{flag.name} ({shown}) {problem}") from None
+
+
+def _derive(entrypoint: str, values: dict[str, dict[str, Any]], explicit: set[str]) -> None:
+    """Fill the fields that no single flag sets."""
+    cli, data = values["cli"], values["data"]
+    if cli.get("bf16") and cli.get("fp16"):
+        raise UserError("--bf16 and --fp16 exclude each other: use one, or neither for fp32 (--bf16=false takes back "
+                        "an earlier --bf16)")
+    for dtype in ("bf16", "fp16"):
+        if dtype in cli:
+            explicit.add("params_dtype")
+        if cli.get(dtype):
+            values["train"]["params_dtype"] = dtype
+    if "tokenizer_name_or_path" not in data and "tokenizer_model" in cli:
+        data["tokenizer_name_or_path"] = str(Path(cli["tokenizer_model"]).parent)
+    if "data_path" in data:
+        data["data_path"] = _data_paths(data["data_path"])
+
+
+def _data_paths(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Split one quoted string of paths or weights and paths; a path that has spaces itself is left whole."""
+    if len(given) == 1 and len(given[0].split()) > 1 and not glob.glob(glob.escape(given[0]) + "*"):
+        return tuple(given[0].split())
+    return given
+
+
+def _no_effect_note(entrypoint: str, ignored: list[str], elsewhere: list[str]) -> list[str]:
+    parts = []
+    if ignored:
+        parts.append(f"{' '.join(ignored)} (kernels, collectives and the checkpoint format are not chosen by flags)")
+    if elsewhere:
+        parts.append(f"{' '.join(elsewhere)} (not used by {SCRIPTS[entrypoint]})")
+    return ["accepted without effect: " + "; ".join(parts)] if parts else []

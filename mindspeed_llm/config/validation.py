@@ -1,0 +1,175 @@
+"""Checks across flags. Every message names the flags, their values and a way out."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from mindspeed_llm.config.command_line import Configs
+
+
+def check(configs: "Configs") -> None:
+    """Raise UserError at the first combination that cannot work."""
+    _CHECKS[configs.entrypoint](configs)
+    if configs.parallel is not None:
+        _check_overlap(configs.parallel)
+        _check_recompute(configs.parallel)
+        if configs.model is not None:
+            configs.parallel.validate(configs.model)
+            _check_sequence(configs.train.seq_length, configs.model, configs.parallel)
+
+
+def notes_on(configs: "Configs") -> list[str]:
+    """Lines about flags that were given but cannot have their effect in this combination."""
+    notes = []
+    parallel, checkpoint = configs.parallel, configs.checkpoint
+    if parallel is not None:
+        if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+            notes.append("--sequence-parallel is ignored: --tensor-model-parallel-size is 1")
+        if parallel.use_cp_send_recv_overlap and parallel.context_parallel_size == 1:
+            notes.append("--use-cp-send-recv-overlap is ignored: --context-parallel-size is 1")
+    if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
+        notes.append("--save-interval is ignored: without --save no checkpoint is written")
+    if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
+        notes.append("--hf-dir is ignored: --load-dir is the Hugging Face directory of an hf -> mg conversion")
+    return notes
+
+
+def _require(value: object, flag: str, why: str) -> None:
+    if value is None or value == "" or value == ():
+        raise UserError(f"{flag} must be given: {why}")
+
+
+def _check_convert(configs: "Configs") -> None:
+    convert: ConvertConfig = configs.convert
+    _require(convert.load_dir, "--load-dir", "the directory to read")
+    _require(convert.save_dir, "--save-dir", "the directory to write")
+    if convert.load_model_type == convert.save_model_type:
+        raise UserError(f"--load-model-type and --save-model-type are both {convert.load_model_type}: use hf and mg, "
+                        "or mg and hf (an mcore checkpoint loads under any other parallel sizes as it is)")
+    stages = convert.target_pipeline_parallel_size
+    if convert.num_layer_list is not None and len(convert.num_layer_list) != stages:
+        shown = ",".join(map(str, convert.num_layer_list))
+        raise UserError(f"--num-layer-list ({shown}) must have --target-pipeline-parallel-size ({stages}) entries")
+
+
+def _check_preprocess(configs: "Configs") -> None:
+    data: DataConfig = configs.data
+    _require(data.input, "--input", "the file or directory to read")
+    _require(data.output_prefix, "--output-prefix", "the start of the output files' names")
+    _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "the directory with the tokenizer's files")
+
+
+def _check_pretrain(configs: "Configs") -> None:
+    _require(configs.data.data_path, "--data-path", "the prefix of the preprocessed .bin and .idx files")
+    _check_data_path(configs.data.data_path)
+    for name in ("train_iters", "global_batch_size"):
+        if name not in configs.explicit:
+            raise UserError(f"--{name.replace('_', '-')} must be given for training")
+    configs.train.check_batch()
+    _check_schedule(configs.optimizer, configs.train)
+    if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
+        raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
+
+
+def _check_inference(configs: "Configs") -> None:
+    _check_runnable(configs)
+
+
+def _check_evaluation(configs: "Configs") -> None:
+    _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
+    _check_runnable(configs)
+
+
+def _check_runnable(configs: "Configs") -> None:
+    _require(configs.data.tokenizer_name_or_path, "--tokenizer-name-or-path",
+             "the directory with the tokenizer's files")
+    if configs.checkpoint.load is None and configs.model is None:
+        raise UserError("--load must be given: the checkpoint directory (for random weights give all model flags "
+                        "instead)")
+
+
+_CHECKS: dict[str, Callable[["Configs"], None]] = {
+    "convert": _check_convert, "preprocess": _check_preprocess, "pretrain": _check_pretrain,
+    "inference": _check_inference, "evaluation": _check_evaluation}
+
+
+def _check_data_path(entries: tuple[str, ...]) -> None:
+    """One or several prefixes, or `weight prefix` pairs; mixtures are refused."""
+    if len(entries) == 1:
+        return
+    weights = [_as_weight(entry) for entry in entries]
+    if all(weight is None for weight in weights):
+        return
+    shown = " ".join(entries)
+    if len(entries) % 2 or any((weight is None) == (i % 2 == 0) for i, weight in enumerate(weights)):
+        raise UserError(f"--data-path ({shown}) must be prefixes only, or a weight before every prefix: 0.3 a 0.7 b")
+    if any(weight <= 0 for weight in weights[::2]):
+        raise UserError(f"--data-path ({shown}): weights must be above 0")
+
+
+def _as_weight(entry: str) -> float | None:
+    try:
+        return float(entry)
+    except ValueError:
+        return None
+
+
+def _check_schedule(optimizer: OptimizerConfig, train: TrainConfig) -> None:
+    if optimizer.min_lr > optimizer.lr:
+        raise UserError(f"--min-lr ({optimizer.min_lr}) must be at most --lr ({optimizer.lr})")
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
+        raise UserError(f"--lr-warmup-fraction ({optimizer.lr_warmup_fraction}) and --lr-warmup-iters "
+                        f"({optimizer.lr_warmup_iters}) exclude each other: use one")
+    decay = optimizer.lr_decay_iters or train.train_iters
+    if optimizer.lr_warmup_iters >= decay and optimizer.lr_warmup_iters:
+        raise UserError(f"--lr-warmup-iters ({optimizer.lr_warmup_iters}) must be below --lr-decay-iters ({decay}, by "
+                        "default --train-iters)")
+
+
+def _check_overlap(parallel: ParallelConfig) -> None:
+    if parallel.overlap_param_gather and not (parallel.use_distributed_optimizer and parallel.overlap_grad_reduce):
+        raise UserError("--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce: add them "
+                        "or leave it out")
+
+
+def _check_recompute(parallel: ParallelConfig) -> None:
+    granularity, method = parallel.recompute_granularity, parallel.recompute_method
+    layers = parallel.recompute_num_layers
+    if granularity == "full" and (method is None or layers is None):
+        raise UserError("--recompute-granularity full needs --recompute-method {block,uniform} and "
+                        "--recompute-num-layers")
+    if granularity != "full" and (method is not None or layers is not None):
+        given = f"--recompute-method {method}" if method is not None else f"--recompute-num-layers {layers}"
+        raise UserError(f"{given} needs --recompute-granularity full")
+
+
+def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfig) -> None:
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    if seq_length > model.max_position_embeddings:
+        raise UserError(f"--seq-length ({seq_length}) must be at most --max-position-embeddings "
+                        f"({model.max_position_embeddings}): raise the latter or shorten the sequence")
+    if cp > 1 and parallel.context_parallel_algo == "ulysses_cp_algo":
+        heads = model.num_attention_heads // tp
+        if heads % cp:
+            raise UserError(f"--context-parallel-size ({cp}) must divide --num-attention-heads / "
+                            f"--tensor-model-parallel-size ({heads}) under ulysses_cp_algo")
+        _divides(seq_length, cp, f"--context-parallel-size ({cp})")
+    elif cp > 1:
+        _divides(seq_length, 2 * cp, f"2 x --context-parallel-size ({cp}), as ring attention deals out two pieces a "
+                                     "rank")
+    if parallel.sequence_parallel:
+        divisor = f"--tensor-model-parallel-size ({tp})" + (f" x --context-parallel-size ({cp})" if cp > 1 else "")
+        _divides(seq_length, tp * cp, divisor + " under --sequence-parallel")
+
+
+def _divides(seq_length: int, divisor: int, text: str) -> None:
+    if seq_length % divisor:
+        lower = seq_length - seq_length % divisor
+        near = f"{lower} or {lower + divisor}" if lower else str(divisor)
+        raise UserError(f"--seq-length ({seq_length}) must be divisible by {text}: use {near}")

@@ -1,0 +1,92 @@
+"""Imports point downwards only, and what must run without the framework does not import it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mindspeed_llm"
+ENTRYPOINTS = [ROOT / name for name in ("convert_ckpt.py", "preprocess_data.py", "pretrain_gpt.py", "inference.py",
+                                        "evaluation.py")]
+
+# What a layer may import besides itself; a dotted entry allows that module of another layer only.
+ALLOWED = {
+    "config": set(),
+    "runtime": {"config"},
+    "kernels": {"config", "runtime"},
+    "core": {"config", "runtime", "kernels"},
+    "data": {"config", "runtime"},
+    "checkpoint": {"config", "runtime", "core.sharding"},
+    "training": {"config", "runtime", "kernels", "core", "data", "checkpoint"},
+    "tasks": {"config", "runtime", "kernels", "core", "data", "checkpoint", "training"},
+}
+FRAMEWORK_FREE = ("config", "data", "checkpoint", "core/sharding.py", "tasks/convert", "tasks/preprocess")
+
+
+def _files(*places: str) -> list[Path]:
+    found = []
+    for place in places:
+        path = PACKAGE / place
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return found
+
+
+def _imported(path: Path) -> list[tuple[str, int]]:
+    """Full names of all that a file imports, at any depth of nesting, with their lines."""
+    names = []
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            names += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(package[:len(package) - node.level + 1] + ((node.module,) if node.module else ()))
+            names += [(f"{base}.{alias.name}", node.lineno) for alias in node.names]
+    return names
+
+
+def _violations(path: Path, layer: str) -> list[str]:
+    bad = []
+    for name, line in _imported(path):
+        parts = name.split(".")
+        if parts[0] != "mindspeed_llm" or len(parts) < 2 or parts[1] == layer or parts[1] not in ALLOWED:
+            continue
+        if parts[1] not in ALLOWED[layer] and ".".join(parts[1:3]) not in ALLOWED[layer]:
+            bad.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    return bad
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_imports_point_downwards(layer):
+    bad = [entry for path in _files(layer) for entry in _violations(path, layer)]
+    assert not bad, "\n".join(bad)
+
+
+def test_every_layer_is_ruled():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("place", FRAMEWORK_FREE)
+def test_framework_is_not_imported(place):
+    bad = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in _files(place) for name, line in _imported(path)
+           if name.split(".")[0] == "mindspore"]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("path", ENTRYPOINTS, ids=lambda path: path.name)
+def test_entrypoints_import_only_config_before_parsing(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert top and all(module.startswith("mindspeed_llm.config") for module in top)
+
+
+def test_scan_sees_an_upward_import(tmp_path, monkeypatch):
+    """The rule can fail: an import of training inside a function of core is found, relative or not."""
+    planted = tmp_path / "mindspeed_llm" / "core" / "planted.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("def f():\n    from mindspeed_llm.training import run\n    from ..tasks import x\n",
+                       encoding="utf-8")
+    monkeypatch.setattr("test_imports.ROOT", tmp_path)
+    assert len(_violations(planted, "core")) == 2
