@@ -1,0 +1,47 @@
+"""Files and directories that appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def sync_directory(path: str | os.PathLike) -> None:
+    """Make renames and new names inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` (UTF-8) to a temporary name beside `path`, fsync, rename over `path`."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_directories(path: Path) -> list[Path]:
+    """Create `path` with its parents; returns the directories that were made, innermost first."""
+    made = []
+    probe = path
+    while not probe.exists():
+        made.append(probe)
+        probe = probe.parent
+    path.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(directories: list[Path]) -> None:
+    """Remove those of `directories` (innermost first) that are empty."""
+    for directory in directories:
+        if not directory.is_dir() or any(directory.iterdir()):
+            return
+        directory.rmdir()

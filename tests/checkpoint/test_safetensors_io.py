@@ -1,0 +1,77 @@
+"""The safetensors reader and writer: interchange with the library, and damaged files."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile, SafetensorsWriter
+from mindspeed_llm.config.errors import UserError
+
+
+def write(path, tensors: dict[str, np.ndarray], metadata: dict | None = None) -> list[int]:
+    names = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
+    heads = [(name, names[str(array.dtype)], array.shape) for name, array in tensors.items()]
+    with SafetensorsWriter(path, heads, metadata) as writer:
+        return [writer.write(array) for array in tensors.values()]
+
+
+def test_the_library_reads_what_we_write_and_its_bytes_are_ours(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"a.weight": rng.standard_normal((3, 5), dtype=np.float32), "b": rng.standard_normal(7, dtype=np.float32),
+               "empty": np.zeros((0, 4), np.float32), "scalar": np.array(2.0, np.float32)}
+    write(tmp_path / "ours", tensors, {"format": "pt"})
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    for name, array in load_file(tmp_path / "ours").items():
+        assert np.array_equal(array, tensors[name])
+
+
+def test_bf16_views_checksums_and_metadata(tmp_path) -> None:
+    data = np.arange(10000, dtype=np.uint16).reshape(100, 100)
+    [checksum] = write(tmp_path / "f", {"x": data}, {"format": "np"})
+    with SafetensorsFile(tmp_path / "f") as file:
+        assert file.metadata == {"format": "np"} and file.tensors["x"].dtype == "BF16"
+        assert np.array_equal(file.flat("x").reshape(100, 100), data) and not file.flat("x").flags.writeable
+        assert file.crc32("x") == checksum == zlib.crc32(data.tobytes())
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path) -> None:
+    with pytest.raises(ValueError, match="should be F32"):
+        with SafetensorsWriter(tmp_path / "f", [("x", "F32", (4,))]) as writer:
+            writer.write(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="1 tensors were not written"):
+        with SafetensorsWriter(tmp_path / "f", [("x", "F32", (4,))]):
+            assert (tmp_path / "f.tmp").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(header: object, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", r"is empty \(0 bytes\)"),
+    (b"abc", "it has 3 bytes, at least 8"),
+    (struct.pack("<Q", 1 << 60) + b"{}", "header of 1152921504606846976 bytes"),
+    (struct.pack("<Q", 100) + b"{}", "header takes 100 bytes, but the file has 10"),
+    (struct.pack("<Q", 2) + b"{x", "not JSON"),
+    (damage([1]), "not a JSON object"),
+    (damage({"x": {"dtype": "F32", "shape": [2]}}), "tensor x is malformed"),
+    (damage({"x": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "unknown dtype F33"),
+    (damage({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)), "cannot fill its byte range"),
+    (damage({"x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)), "starts at byte"),
+    (damage({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7)), "its header asks for"),
+    (damage({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(9)), "its header asks for"),
+])
+def test_damaged_files_are_named(tmp_path, content: bytes, message: str) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        SafetensorsFile(tmp_path / "bad.safetensors")
+    assert "bad.safetensors" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="none.safetensors is missing"):
+        SafetensorsFile(tmp_path / "none.safetensors")
