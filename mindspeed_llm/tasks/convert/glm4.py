@@ -1,0 +1,23 @@
+"""The native `Glm4*` layout: GLM-4-0414 and GLM-Z1-0414, the `glm` layout with norms after attention and MLP.
+
+`post_attention_layernorm` stays the norm before the MLP; the two added ones are `post_self_attn_layernorm` and
+`post_mlp_layernorm`. Epsilon (1e-05 in the released models) comes from config.json.
+"""
+
+from mindspeed_llm.tasks.convert import glm
+from mindspeed_llm.tasks.convert.weight_map import HfLayout, Whole
+
+LAYOUT = HfLayout(
+    flag="glm4",
+    description="the native Glm4 (0414) layout (model_type glm4, tensors model.layers.*.post_mlp_layernorm)",
+    layer_prefix=glm.LAYER_PREFIX,
+    top=glm.TOP,
+    layer={**glm.LAYER,
+           "post_self_attn_layernorm.weight": Whole("post_self_attn_layernorm.weight"),
+           "post_mlp_layernorm.weight": Whole("post_mlp_layernorm.weight")},
+    ignored=glm.IGNORED,
+    buffers={},
+    matches=lambda config: config.get("model_type") == "glm4",
+    read_config=lambda config, where: glm.native_config(config, where, post_norm=True),
+    updates=glm.native_updates,
+)

@@ -1,0 +1,166 @@
+"""A Hugging Face model directory: config.json, safetensors shards, their index. Nothing in it is executed."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_llm.checkpoint.boxes import Box, Source, fill
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS
+from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.tasks.convert import chatglm, glm, glm4
+from mindspeed_llm.tasks.convert.weight_map import HfLayout, Piece
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+LAYOUTS = {layout.flag: layout for layout in (chatglm.LAYOUT, glm.LAYOUT, glm4.LAYOUT)}
+
+
+def find_layout(flag: str) -> HfLayout:
+    """The layout of a --model-type-hf value. Raises UserError naming the allowed ones."""
+    if flag not in LAYOUTS:
+        raise UserError(f"--model-type-hf ({flag}) must be one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[flag]
+
+
+class HfDirectory:
+    """`config` and `model` (ModelConfig) of the directory; the weights after `open_weights`.
+
+    Raises UserError or FileNotFoundError naming file and remedy when config.json is missing, is no JSON, or belongs to
+    another layout than `layout`. `flag` is how the caller's user gave the directory (for messages).
+    """
+
+    def __init__(self, path: str | Path, layout: HfLayout, flag: str) -> None:
+        self.path = Path(path)
+        config_path = self.path / "config.json"
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{flag} {self.path} is not a directory: give the Hugging Face model's directory")
+        if not config_path.is_file():
+            raise FileNotFoundError(f"{flag} {self.path} has no config.json: give a complete Hugging Face model "
+                                    "directory")
+        self.config = read_json_object(config_path)
+        self._check_layout(layout, config_path)
+        self.layout = layout
+        self.model: ModelConfig = layout.read_config(self.config, str(config_path))
+        self._files: dict[str, SafetensorsFile] = {}
+        self._where: dict[str, SafetensorsFile] = {}
+
+    def __enter__(self) -> "HfDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def weight_map(self) -> dict[str, str] | None:
+        """Tensor name -> shard file name from the index; None when the directory has no index."""
+        path = self.path / INDEX
+        if not path.is_file():
+            return None
+        weight_map = read_json_object(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) and Path(file).name == file
+                                                       for file in weight_map.values()):
+            raise UserError(f"{path}: entry 'weight_map' (tensor name -> file name) is missing or malformed: download "
+                            "it again")
+        return weight_map
+
+    def shard(self, name: str) -> SafetensorsFile:
+        """Shard file `name`, open. Raises naming it when it is missing, empty or truncated."""
+        if name not in self._files:
+            if not (self.path / name).is_file():
+                raise FileNotFoundError(f"{self.path / name} is missing ({INDEX} lists it): download it again")
+            self._files[name] = SafetensorsFile(self.path / name)
+        return self._files[name]
+
+    def open_weights(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Open all shards and check that they hold exactly the tensors `shapes` (and ignorable buffers).
+
+        Raises UserError or FileNotFoundError naming the first missing file, tensor, wrong shape or unsupported dtype.
+        """
+        weight_map = self.weight_map()
+        if weight_map is not None:
+            self.check_names(weight_map, shapes, str(self.path / INDEX))
+            for name, file_name in weight_map.items():
+                file = self.shard(file_name)
+                if name not in file.tensors:
+                    raise UserError(f"{file.path} does not hold tensor {name}, which {INDEX} places there: download "
+                                    "both again")
+                self._where[name] = file
+        elif (self.path / SINGLE).is_file():
+            file = self.shard(SINGLE)
+            self.check_names(file.tensors, shapes, str(file.path))
+            self._where = dict.fromkeys(file.tensors, file)
+        else:
+            pickled = any(self.path.glob("*.bin")) or any(self.path.glob("*.pt"))
+            raise FileNotFoundError(f"{self.path} has neither {INDEX} nor {SINGLE}" + (
+                ": it holds pickled weights, which are never loaded; download the safetensors version" if pickled
+                else ": download the model's safetensors files"))
+        for name, shape in shapes.items():
+            found = self._where[name].tensors[name]
+            if found.dtype not in TAGS:
+                raise UserError(f"{self._where[name].path}: tensor {name} has dtype {found.dtype}, only "
+                                f"{', '.join(TAGS)} can be converted: take the unquantised model")
+            if found.shape != shape:
+                raise UserError(f"{self._where[name].path}: tensor {name} has shape {list(found.shape)}, config.json "
+                                f"gives {list(shape)}")
+
+    def check_names(self, found: Iterable[str], wanted: Iterable[str], where: str) -> None:
+        """Raise UserError when the names in `where` lack some of `wanted` or have some unknown to the layout."""
+        found, wanted = set(found), set(wanted)
+        if missing := sorted(wanted - found):
+            raise UserError(f"{where} lacks {len(missing)} of {len(wanted)} tensors of {self.layout.description}: "
+                            f"{_some(missing)}: download it again, or check --model-type-hf ({self.layout.flag})")
+        if unknown := sorted(name for name in found - wanted if not self.layout.ignored.fullmatch(name)):
+            raise UserError(f"{where} has {len(unknown)} tensors that config.json and --model-type-hf "
+                            f"{self.layout.flag} do not account for: {_some(unknown)}: check that config.json belongs "
+                            "to these weights")
+
+    def dtype(self, name: str) -> str:
+        """Tag of tensor `name`."""
+        return TAGS[self._where[name].tensors[name].dtype]
+
+    def fill(self, pieces: Sequence[Piece], targets: Sequence[Box], columns: int, dtype: str, out: np.ndarray) -> None:
+        """Fill boxes of the mcore tensor that consists of `pieces` (rows of `columns` elements, tag `dtype`)."""
+        sources, row = [], 0
+        for piece in pieces:
+            count = piece.stop - piece.start
+            box = Box(row, 0, count, columns, piece.start * columns, columns)
+            row += count
+            if piece.name is None:
+                sources.append(Source((box,), lambda n=count: np.zeros(n * columns, NUMPY_DTYPES[dtype])))
+            else:
+                sources.append(Source((box,), lambda name=piece.name: self._where[name].flat(name)))
+        left = fill(out, targets, sources)
+        if left:
+            raise ValueError(f"the map of {pieces[0].name} leaves {left} unfilled")
+        for name in {piece.name for piece in pieces} - {None}:
+            self._where[name].release(name)
+
+    def _check_layout(self, layout: HfLayout, config_path: Path) -> None:
+        if layout.matches(self.config):
+            return
+        model_type = self.config.get("model_type")
+        for other in LAYOUTS.values():
+            if other.matches(self.config):
+                raise UserError(f"{config_path} (model_type {model_type!r}) looks like {other.description}, not like "
+                                f"--model-type-hf {layout.flag}: use --model-type-hf {other.flag}")
+        raise UserError(f"{config_path}: model_type {model_type!r} is no GLM4 that can be converted: known are "
+                        f"'chatglm', 'glm', 'glm4' (--model-type-hf {', '.join(LAYOUTS)})")
+
+
+def read_json_object(path: Path) -> dict:
+    """The JSON object in `path`. Raises UserError naming the file when it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}; {path.stat().st_size} bytes): download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object: download it again")
+    return value
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
