@@ -1,0 +1,251 @@
+"""preprocess_data.py's work: files under their documented names, the same for any number of workers, or nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.data.indexed_dataset import IndexedDataset
+from mindspeed_llm.data.instruction_dataset import InstructionDataset, PackedRows
+from mindspeed_llm.tasks.preprocess import pipeline, run
+
+ALPACA = [
+    {"instruction": "Capital of France?", "input": "", "output": "Paris."},
+    {"instruction": "Translate", "input": "world", "output": "世界", "system": "Be brief."},
+    {"instruction": "And Italy?", "output": "Rome.", "history": [["Capital of France?", "Paris."]]},
+    {"instruction": "Nothing", "input": None, "output": ""},
+]
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+                       {"from": "human", "value": "unanswered"}]},
+    {"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "Weather?"},
+                       {"from": "function_call", "value": '{"name": "weather", "arguments": {}}'},
+                       {"from": "observation", "value": "sunny"}, {"from": "gpt", "value": "Sunny"}],
+     "tools": '[{"name": "weather"}]'},
+    {"conversations": [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Hi"},
+                       {"from": "gpt", "value": "?"}]},
+]
+
+
+def save(path, rows):
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer_dir):
+    return DataConfig(output_prefix=str(tmp_path / "out" / "d"), tokenizer_name_or_path=tokenizer_dir,
+                      prompt_type="glm4", seq_length=64)
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def spelled(tokenizer, prefix, row=0):
+    return tokenizer.decode(IndexedDataset(prefix)[row].tolist(), skip_special=False)
+
+
+def test_pretraining_documents(base, tmp_path, glm_tokenizer):
+    texts = ["first 文档", "", "second<|user|>", "third\n"]
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": text} for text in texts]),
+                                 append_eod=True)
+    assert run(config) == [f"{base.output_prefix}_text_document"]
+    assert listing(tmp_path / "out") == ["d_text_document.bin", "d_text_document.idx"]
+    data = IndexedDataset(f"{base.output_prefix}_text_document")
+    assert data.dtype == np.uint16 and len(data) == 3
+    assert all(data[i][-1] == glm_tokenizer.eos_id for i in range(3))
+    assert [glm_tokenizer.decode(data[i].tolist()) for i in range(3)] == [text for text in texts if text]
+    run(dataclasses.replace(config, append_eod=False))
+    assert IndexedDataset(f"{base.output_prefix}_text_document")[0][-1] != glm_tokenizer.eos_id
+
+
+def test_one_data_set_per_json_key(base, tmp_path, glm_tokenizer):
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"title": "T", "body": "B", "n": 3}]),
+                                 json_keys=("title", "body"))
+    assert [os.path.basename(prefix) for prefix in run(config)] == ["d_title_document", "d_body_document"]
+    assert spelled(glm_tokenizer, f"{base.output_prefix}_body_document") == "B"
+    with pytest.raises(UserError, match="row 1: column 'n' holds int"):
+        run(dataclasses.replace(config, json_keys=("n",)))
+
+
+def test_alpaca(base, tmp_path, glm_tokenizer):
+    config = dataclasses.replace(base, input=save(tmp_path / "in.json", ALPACA),
+                                 handler_name="AlpacaStyleInstructionHandler")
+    run(config)
+    assert listing(tmp_path / "out") == [f"d_packed_{field}_document.{end}" for field in
+                                         ("attention_mask", "input_ids", "labels") for end in ("bin", "idx")]
+    rows = PackedRows(base.output_prefix)
+    assert len(rows) == 3 and not rows.packed
+    prefix = f"{base.output_prefix}_packed_input_ids_document"
+    assert spelled(glm_tokenizer, prefix, 1) == (
+        "[gMASK]<sop><|system|>\nBe brief.<|user|>\nTranslate\nworld<|assistant|>\n世界<|endoftext|>")
+    assert spelled(glm_tokenizer, prefix, 2).endswith(
+        "<|assistant|>\nParis.<|user|>\nAnd Italy?<|assistant|>\nRome.<|endoftext|>")
+    ids, mask, labels = rows.row(0)
+    assert mask.tolist() == [1] * ids.size
+    learned = [label for label in labels if label >= 0]
+    assert glm_tokenizer.decode(learned, skip_special=False) == "\nParis.<|endoftext|>"
+
+
+def test_rows_are_cut_to_the_sequence_length(base, tmp_path):
+    long = [{"instruction": "capital " * 100, "output": "Paris " * 100}]
+    run(dataclasses.replace(base, input=save(tmp_path / "in.json", long), handler_name="AlpacaStyleInstructionHandler"))
+    ids, _, labels = PackedRows(base.output_prefix).row(0)
+    assert ids.size == 64 and (labels != -100).sum() > 10
+
+
+def test_sharegpt(base, tmp_path, glm_tokenizer, caplog):
+    caplog.set_level("INFO")
+    run(dataclasses.replace(base, input=save(tmp_path / "in.json", SHAREGPT), seq_length=512,
+                            handler_name="SharegptStyleInstructionHandler"))
+    prefix = f"{base.output_prefix}_packed_input_ids_document"
+    assert len(IndexedDataset(prefix)) == 2
+    assert spelled(glm_tokenizer, prefix) == "[gMASK]<sop><|user|>\nHi<|assistant|>\nHello<|endoftext|>"
+    assert spelled(glm_tokenizer, prefix, 1).endswith(
+        "<|user|>\nWeather?<|assistant|>weather\n{}<|observation|>\nsunny<|assistant|>\nSunny<|endoftext|>")
+    assert "1 of them skipped; questions and answers do not take turns: 1" in caplog.text
+
+
+def test_openai_style_messages(base, tmp_path, glm_tokenizer):
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
+    run(dataclasses.replace(base, input=save(tmp_path / "in.json", rows),
+                            handler_name="SharegptStyleInstructionHandler"))
+    assert "Hello<|endoftext|>" in spelled(glm_tokenizer, f"{base.output_prefix}_packed_input_ids_document")
+
+
+@pytest.mark.parametrize("handler, row", [
+    ("AlpacaStylePairwiseHandler", {"instruction": "Hi", "chosen": "Hello", "rejected": "No"}),
+    ("SharegptStylePairwiseHandler", {"conversations": [{"from": "human", "value": "Hi"}],
+                                      "chosen": {"from": "gpt", "value": "Hello"},
+                                      "rejected": {"from": "gpt", "value": "No"}}),
+])
+def test_pairwise(base, tmp_path, glm_tokenizer, handler, row):
+    prefixes = run(dataclasses.replace(base, input=save(tmp_path / "in.json", [row]), handler_name=handler))
+    names = ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
+    assert prefixes == [f"{base.output_prefix}_packed_{name}_document" for name in names]
+    texts = [spelled(glm_tokenizer, prefixes[0]), spelled(glm_tokenizer, prefixes[2])]
+    assert texts == [f"[gMASK]<sop><|user|>\nHi<|assistant|>\n{answer}<|endoftext|>" for answer in ("Hello", "No")]
+    labels = IndexedDataset(prefixes[3])[0]
+    assert glm_tokenizer.decode([label for label in labels if label >= 0]) == "\nNo"
+
+
+def test_packing_keeps_conversations_whole(base, tmp_path, glm_tokenizer):
+    rows = [{"instruction": f"Question {i}", "output": "x" * (i % 17 + 1)} for i in range(60)]
+    config = dataclasses.replace(base, input=save(tmp_path / "in.json", rows), seq_length=128,
+                                 handler_name="AlpacaStyleInstructionHandler")
+    run(dataclasses.replace(config, output_prefix=str(tmp_path / "loose")))
+    run(dataclasses.replace(config, pack=True))
+    assert len(listing(tmp_path / "out")) == 6
+    loose, packed = PackedRows(str(tmp_path / "loose")), PackedRows(base.output_prefix)
+    assert packed.packed and len(packed) < 60 / 2
+    found = []
+    for number in range(len(packed)):
+        ids, mask, labels = packed.row(number)
+        assert ids.size == 128 and (labels[mask == 0] == -100).all() and (ids[mask == 0] == glm_tokenizer.pad_id).all()
+        assert (np.diff(mask[mask > 0]) >= 0).all()
+        found += [(ids[mask == k].tolist(), labels[mask == k].tolist()) for k in range(1, mask.max() + 1)]
+    originals = [(row[0].tolist(), row[2].tolist()) for row in map(loose.row, range(60))]
+    assert sorted(found) == sorted(originals)
+    sample = InstructionDataset(packed, (0, len(packed)), None, 128, 1, glm_tokenizer.pad_id)[0]
+    assert sample["cu_seqlens"][-1] == 128 and sample["cu_seqlens"].size > 3
+
+
+def test_workers_do_not_change_the_result(base, tmp_path, monkeypatch):
+    rows = [{"text": f"document {i} " * (i % 9 + 1)} for i in range(1000)]
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", rows))
+    monkeypatch.setattr(pipeline, "CHUNK_ROWS", 30)
+    run(dataclasses.replace(config, output_prefix=str(tmp_path / "one")))
+    run(dataclasses.replace(config, output_prefix=str(tmp_path / "two"), workers=2))
+    for end in ("bin", "idx"):
+        one, two = (tmp_path / f"{name}_text_document.{end}" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_row_stops_everything_and_leaves_nothing(base, tmp_path, workers):
+    rows = [{"text": "fine"}] * 700 + [{"text": 5}] + [{"text": "fine"}] * 700
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", rows), workers=workers)
+    with pytest.raises(UserError, match="in.jsonl row 701: column 'text' holds int"):
+        run(config)
+    assert listing(tmp_path) == ["in.jsonl"]
+
+
+def test_a_killed_worker_is_reported(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_start_worker", _die)
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": "x"}] * 10), workers=2)
+    with pytest.raises(UserError, match="worker process died"):
+        run(config)
+    assert listing(tmp_path) == ["in.jsonl"]
+
+
+def _die(config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_termination_leaves_nothing(base, tmp_path):
+    save(tmp_path / "in.jsonl", [{"text": "some text " * 200}] * 20000)
+    program = (
+        "from mindspeed_llm.config.data import DataConfig\n"
+        "from mindspeed_llm.tasks.preprocess import run\n"
+        "if __name__ == '__main__':\n"
+        f"    run(DataConfig(input={str(tmp_path / 'in.jsonl')!r}, output_prefix={base.output_prefix!r},\n"
+        f"                   tokenizer_name_or_path={base.tokenizer_name_or_path!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "out").exists() and process.poll() is None
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM and listing(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(input="/nowhere/in.json"), "/nowhere/in.json: no such file"),
+    (dict(tokenizer_name_or_path=None), "--tokenizer-name-or-path"),
+    (dict(tokenizer_name_or_path="/nowhere"), "--tokenizer-name-or-path /nowhere"),
+    (dict(output_prefix=None), "--output-prefix"),
+    (dict(workers=0), "--workers 0"),
+    (dict(handler_name="Handler"), "--handler-name Handler.*GeneralPretrainHandler"),
+    (dict(handler_name="AlpacaStyleInstructionHandler", prompt_type=None), "needs --prompt-type"),
+    (dict(handler_name="AlpacaStyleInstructionHandler"), "no column 'instruction'; its columns are: text"),
+    (dict(handler_name="SharegptStyleInstructionHandler"), "no column 'conversations'"),
+    (dict(pack=True), "--pack"),
+    (dict(json_keys=("content",)), "no column 'content'; its columns are: text"),
+])
+def test_bad_input_is_named_and_leaves_nothing(base, tmp_path, change, message):
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": "x"}]))
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        run(dataclasses.replace(config, **change))
+    assert listing(tmp_path) == ["in.jsonl"]
+
+
+def test_rows_that_give_nothing_are_an_error(base, tmp_path):
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": ""}, {"text": None}]))
+    with pytest.raises(UserError, match=r"none of the 2 rows gives a sample: no text in column 'text' \(2\)"):
+        run(config)
+    assert listing(tmp_path) == ["in.jsonl"]
+
+
+def test_progress_is_logged(base, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": "x"}] * 600), log_interval=200))
+    assert "processed 256 rows" in caplog.text and "processed 600 rows" in caplog.text
+    assert "wrote 600 documents, 600 tokens" in caplog.text
+
+
+def test_no_mindspore_is_imported():
+    program = ("import sys, mindspeed_llm.tasks.preprocess, mindspeed_llm.data.batch, mindspeed_llm.data.samplers, "
+               "mindspeed_llm.data.templates, mindspeed_llm.data.tokenizer_training\n"
+               "print([name for name in ('mindspore', 'torch', 'transformers') if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
