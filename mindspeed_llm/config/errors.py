@@ -19,27 +19,26 @@ class UserError(ValueError):
 def run_main(main: Callable[[], None]) -> None:
     """Run an entrypoint; any failure ends the process at once with its message and exit code 1.
 
-    The exit is immediate (`os._exit`) because a rank that lingers in interpreter shutdown keeps its peers waiting
-    inside a collective; `msrun` kills the other ranks as soon as one is gone. For the same reason nothing that a failed
-    rank registered with `atexit` runs. The traceback is printed unless our own code raised one of USER_ERRORS (then the
-    message says it all); MINDSPEED_LLM_TRACEBACK=1 prints it always.
+    The exit of a failure is immediate (`os._exit`) because a rank that lingers in interpreter shutdown keeps its peers
+    waiting inside a collective; `msrun` kills the other ranks as soon as one is gone. For the same reason nothing that a
+    failed rank registered with `atexit` runs. Success returns: MindSpore's exit hooks must sign the rank off from the
+    scheduler, which takes a silent one for dead. The traceback is printed unless our own code raised one of USER_ERRORS
+    (then the message says it all); MINDSPEED_LLM_TRACEBACK=1 prints it always.
     """
     where = _who()
-    code = 1
     try:
         main()
-        code = 0
+        sys.stdout.flush()
     except SystemExit as request:
-        code = request.code if isinstance(request.code, int) else 0 if request.code is None else 1
         if isinstance(request.code, str):
             _report(f"{where}{request.code}\n")
+        _exit(request.code if isinstance(request.code, int) else 0 if request.code is None else 1)
     except KeyboardInterrupt:
-        code = 130
         _report(f"{where}interrupted\n")
+        _exit(130)
     except BaseException as error:  # the process boundary: everything must end here, with its message
         _report(_message(error, where))
-    finally:
-        _exit(code)
+        _exit(1)
 
 
 def _who() -> str:

@@ -1,0 +1,122 @@
+"""Gradients of the fused kernels: each is a forward primitive, a backward primitive, and the tape between them.
+
+Gradients of parameters go straight into `main_grad` (see `runtime.autograd.accumulate_grad`); the tape never sees them.
+"""
+
+from mindspore import Tensor
+
+from mindspeed_llm.runtime.autograd import Function, accumulate_grad
+
+
+def build(primitives) -> dict:
+    """The differentiable API over one backend's primitives: `{name: function}`."""
+    p = primitives
+
+    class Linear(Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias):
+            ctx.save_for_backward(x)
+            ctx.weight, ctx.bias = weight, bias
+            return p.linear_fwd(x, weight, bias)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(grad, x, main_grad))
+            if ctx.bias is not None:
+                accumulate_grad(ctx.bias, lambda main_grad: p.bias_grad(grad, main_grad))
+            return p.linear_dgrad(grad, ctx.weight), None, None
+
+    class RMSNorm(Function):
+        @staticmethod
+        def forward(ctx, x, weight, eps):
+            y, rstd = p.rms_norm_fwd(x, weight, eps)
+            ctx.save_for_backward(x, rstd)
+            ctx.weight = weight
+            return y
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, rstd = ctx.saved_tensors
+            result = []
+            accumulate_grad(ctx.weight,
+                            lambda main_grad: result.append(p.rms_norm_bwd(grad, x, ctx.weight, rstd, main_grad)))
+            return result[0], None, None
+
+    class SwiGLU(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return p.swiglu_fwd(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return p.swiglu_bwd(grad, ctx.saved_tensors[0])
+
+    class Rope(Function):
+        @staticmethod
+        def forward(ctx, x, cos, sin):
+            ctx.cos, ctx.sin = cos, sin
+            return p.rope(x, cos, sin)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return p.rope(grad, ctx.cos, ctx.sin, inverse=True), None, None
+
+    class QKVRope(Function):
+        @staticmethod
+        def forward(ctx, qkv, cos, sin, groups, heads_per_group, head_dim):
+            ctx.args = (cos, sin, groups, heads_per_group, head_dim)
+            return p.qkv_rope_fwd(qkv, *ctx.args)
+
+        @staticmethod
+        def backward(ctx, dq, dk, dv):
+            return (p.qkv_rope_bwd(dq, dk, dv, *ctx.args), None, None, None, None, None)
+
+    class Attention(Function):
+        @staticmethod
+        def forward(ctx, q, k, v, scale, cu_seqlens):
+            out, lse = p.attention_fwd(q, k, v, scale, 0, 0, cu_seqlens)
+            ctx.save_for_backward(q, k, v, out, lse)
+            ctx.scale, ctx.cu_seqlens = scale, cu_seqlens
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            q, k, v, out, lse = ctx.saved_tensors
+            return (*p.attention_bwd(grad, q, k, v, out, lse, ctx.scale, 0, 0, ctx.cu_seqlens), None, None)
+
+    class Embedding(Function):
+        @staticmethod
+        def forward(ctx, weight, ids, vocab_start):
+            ctx.weight, ctx.ids, ctx.vocab_start = weight, ids, vocab_start
+            return p.embedding_fwd(weight, ids, vocab_start)
+
+        @staticmethod
+        def backward(ctx, grad):
+            accumulate_grad(ctx.weight,
+                            lambda main_grad: p.embedding_wgrad(grad, ctx.ids, ctx.vocab_start, main_grad))
+            return None, None, None
+
+    class Add(Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return p.add(x, y)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, grad
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
+        return Attention.apply(q, k, v, scale, cu_seqlens)
+
+    return {
+        "linear": lambda x, weight, bias=None: Linear.apply(x, weight, bias),
+        "rms_norm": RMSNorm.apply,
+        "swiglu": SwiGLU.apply,
+        "rope": Rope.apply,
+        "qkv_rope": QKVRope.apply,
+        "attention": attention,
+        "embedding": lambda weight, ids, vocab_start=0: Embedding.apply(weight, ids, vocab_start),
+        "add": Add.apply,
+    }

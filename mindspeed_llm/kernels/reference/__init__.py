@@ -1,0 +1,32 @@
+"""The reference kernels: MindSpore operations and formulas, slow and obvious. The oracle of the tests, and what runs on CPU
+when there is no compiler. See `kernels/__init__.py` for the contract of each primitive.
+
+MindSpore's CPU operators have no bf16 matmul or softmax, so on CPU these kernels compute in fp32 and round the result to the
+input's dtype.
+"""
+
+from mindspeed_llm.kernels.reference.attention import attention_bwd, attention_fwd
+from mindspeed_llm.kernels.reference.dense import (
+    accumulate,
+    add,
+    bias_grad,
+    embedding_fwd,
+    embedding_wgrad,
+    linear_dgrad,
+    linear_fwd,
+    linear_wgrad,
+    rms_norm_bwd,
+    rms_norm_fwd,
+    swiglu_bwd,
+    swiglu_fwd,
+)
+from mindspeed_llm.kernels.reference.loss import cross_entropy_grad, cross_entropy_stats
+from mindspeed_llm.kernels.reference.optimizer import adamw, scale, sum_squares
+from mindspeed_llm.kernels.reference.rotary import qkv_rope_bwd, qkv_rope_fwd, rope
+
+__all__ = [
+    "accumulate", "adamw", "add", "attention_bwd", "attention_fwd", "bias_grad", "cross_entropy_grad",
+    "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
+    "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "scale", "sum_squares", "swiglu_bwd",
+    "swiglu_fwd",
+]

@@ -1,0 +1,31 @@
+"""AdamW and the sum of squares with MindSpore operations, on flat tensors, in place."""
+
+import math
+
+from mindspore import Tensor, mint
+
+
+def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, beta1: float,
+          beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float) -> None:
+    """One AdamW step (Loshchilov and Hutter, 2019) on `(n)` tensors; all but `param` are fp32, `param` may be `master`.
+
+    The gradient is multiplied by `grad_scale` (unscaling and clipping) first; `step` counts from 1.
+    """
+    g = grad * grad_scale
+    exp_avg.copy_(exp_avg * beta1 + g * (1 - beta1))
+    exp_avg_sq.copy_(exp_avg_sq * beta2 + mint.square(g) * (1 - beta2))
+    denominator = mint.sqrt(exp_avg_sq) / math.sqrt(1 - beta2**step) + eps
+    update = exp_avg / denominator * (lr / (1 - beta1**step))
+    master.copy_(master * (1 - lr * weight_decay) - update)
+    if param is not master:
+        param.copy_(master.astype(param.dtype))
+
+
+def sum_squares(x: Tensor) -> float:
+    """Sum of squares of fp32 `x (n)`; NaN and infinity carry over."""
+    return float(mint.square(x).sum())
+
+
+def scale(x: Tensor, factor: float) -> None:
+    """`x (n)` fp32 *= factor, in place."""
+    x.copy_(x * factor)

@@ -1,0 +1,88 @@
+"""The tape: MindSpore's eager autograd as the rest of the project sees it.
+
+Forward operations on tensors that require gradients are recorded as they run. `backward` walks the record from an output.
+Several forwards may be in flight before their backwards run, which pipeline schedules need and `mindspore.grad` does not
+allow. Uses MindSpore 2.10's `run_backward`, `_Function` and `_no_grad`, which have no public spelling yet: nothing outside
+this module touches them.
+"""
+
+from collections.abc import Callable, Sequence
+
+from mindspore import Tensor, _no_grad, ops
+from mindspore._c_expression import run_backward
+from mindspore.common._grad_function import _Function as Function
+from mindspore.graph.api import _pynative_executor
+
+__all__ = ["Function", "accumulate_grad", "backward", "enable", "grad_of", "leaf", "no_grad", "recompute"]
+
+
+def enable() -> None:
+    """Start recording; called once at start-up."""
+    _pynative_executor.set_grad_flag(True)
+
+
+def no_grad() -> _no_grad:
+    """Context manager: operations inside are not recorded."""
+    return _no_grad()
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A tensor with the same memory, cut from what made it, whose gradient `backward` leaves in `grad_of`."""
+    detached = ops.stop_gradient(tensor)
+    detached.requires_grad_(True)
+    return detached
+
+
+def grad_of(tensor: Tensor) -> Tensor | None:
+    """The gradient that backward passes accumulated for a leaf, or None."""
+    return tensor._grad  # MindSpore's only name for it
+
+
+def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """Propagate `grads` (same shapes and dtypes as `outputs`) back to every leaf. The record is freed."""
+    run_backward(tuple(outputs), tuple(grads), False, False, (), True, accumulate_grad=True)
+
+
+def accumulate_grad(parameter: Tensor, add: Callable[[Tensor], None]) -> None:
+    """Inside a `Function.backward`: add this use's gradient straight into `parameter.main_grad`.
+
+    `add` gets the fp32 `main_grad` tensor and adds into it in place, so that no gradient-sized temporary is made; the
+    Function then returns None for the parameter. A parameter may carry `grad_ready`, called after each addition: the
+    data-parallel reduction counts these to start a bucket as soon as it is complete.
+    """
+    add(parameter.main_grad)
+    ready = getattr(parameter, "grad_ready", None)
+    if ready is not None:
+        ready()
+
+
+class _Recompute(Function):
+    """Run a block without recording; in backward run it again, recorded, and go back through it."""
+
+    @staticmethod
+    def forward(ctx, block, *inputs):
+        ctx.block = block
+        ctx.save_for_backward(*inputs)
+        with no_grad():
+            return block(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        inputs = [leaf(tensor) for tensor in ctx.saved_tensors]
+        _pynative_executor.set_enable_grad(True)  # a backward runs with recording off
+        try:
+            outputs = ctx.block(*inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            backward(outputs, grads)
+        finally:
+            _pynative_executor.set_enable_grad(False)
+        return (None, *(grad_of(tensor) for tensor in inputs))
+
+
+def recompute(block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`block(*inputs)` that keeps only its inputs for the backward pass and computes the rest again there.
+
+    `inputs` are the tensors through which gradients flow; anything else is bound into `block`. Method: Chen et al.,
+    "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    return _Recompute.apply(block, *inputs)

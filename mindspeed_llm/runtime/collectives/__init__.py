@@ -1,0 +1,110 @@
+"""Collective communication: one interface, two engines.
+
+`hccl` is MindSpore's native set on Ascend; `mccl` builds on CPU what the engine there lacks. Every function takes its
+group explicitly and is the identity for a group of one, so a single process needs no communication library at all.
+Tensors are cut and joined along axis 0. Nothing here is differentiable: gradients are the business of
+`core/tensor_parallel/mappings.py` and its neighbours.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+
+from mindspore import Tensor
+
+from mindspeed_llm.runtime import device
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate. `ranks` are global, `rank` is this process's place among them."""
+
+    name: str
+    ranks: tuple[int, ...]
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+
+_state = {"engine": None, "world": Group("world", (0,), 0)}
+_groups: dict[tuple[int, ...], Group] = {}
+
+
+def init() -> Group:
+    """Join the job that `msrun` started (RANK_SIZE above 1) and return the world group; one process: a group of one."""
+    if _state["engine"] is None and int(os.environ.get("RANK_SIZE", "1")) > 1:
+        engine = import_module(f"{__name__}.{'mccl' if device.on_cpu() else 'hccl'}")
+        rank, size = engine.init()
+        _state.update(engine=engine, world=Group(engine.WORLD, tuple(range(size)), rank))
+    return _state["world"]
+
+
+def world() -> Group:
+    """The group of all ranks."""
+    return _state["world"]
+
+
+def new_group(name: str, ranks: tuple[int, ...]) -> Group:
+    """The group of the given global ranks, this process among them; made once, later calls get the same one.
+
+    Every member must make its groups in the same order; others must not call this.
+    """
+    if ranks == world().ranks:
+        return world()
+    if ranks not in _groups:
+        if len(ranks) > 1:
+            _state["engine"].create_group(name, ranks)
+        _groups[ranks] = Group(name, ranks, ranks.index(world().ranks[world().rank]))
+    return _groups[ranks]
+
+
+def all_reduce(tensor: Tensor, group: Group, op: str = "sum") -> Tensor:
+    """Sum (or `max`) of every rank's tensor, on every rank. Same shape and dtype; the sum of bf16/fp16 is taken in fp32."""
+    return tensor if group.size == 1 else _state["engine"].all_reduce(tensor, group, op)
+
+
+def all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """`(n, ...)` of every rank, joined along axis 0 in rank order: `(size * n, ...)`."""
+    return tensor if group.size == 1 else _state["engine"].all_gather(tensor, group)
+
+
+def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
+    """Sum over ranks of `(size * n, ...)`, of which rank r keeps rows r*n to (r+1)*n."""
+    return tensor if group.size == 1 else _state["engine"].reduce_scatter(tensor, group)
+
+
+def broadcast(tensor: Tensor, group: Group, source: int = 0) -> Tensor:
+    """The tensor of group member `source`, on every rank; the others' tensors give shape and dtype."""
+    return tensor if group.size == 1 else _state["engine"].broadcast(tensor, group, source)
+
+
+def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
+    """Send `parts[r]` to member r; returns what each member sent here, in rank order. Parts have equal shapes."""
+    return parts if group.size == 1 else _state["engine"].all_to_all(parts, group)
+
+
+def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[int, ...], object, int]],
+                   group: Group):
+    """Start point-to-point messages: `sends` are (tensor, member), `receives` are (shape, dtype, member).
+
+    All messages of one call are under way together, so neighbours may send to each other at once without deadlock.
+    Returns a handle for `finish_exchange`; communication may go on while the caller computes.
+    """
+    return _state["engine"].start_exchange(sends, receives, group)
+
+
+def finish_exchange(handle) -> list[Tensor]:
+    """Wait for the messages of `start_exchange`; returns the received tensors in the order asked for."""
+    _, received, pending = handle
+    for work in pending:
+        work.wait()
+    return received
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world().size > 1:
+        _state["engine"].barrier()

@@ -1,0 +1,70 @@
+"""Collectives on Ascend: MindSpore's documented `mint.distributed` calls over HCCL, one each."""
+
+from mindspore import Tensor, communication, mint
+from mindspore.mint import distributed as dist
+
+from mindspeed_llm.runtime.collectives import Group
+
+WORLD = "hccl_world_group"
+
+
+def init() -> tuple[int, int]:
+    """Join the job; returns (rank, world size)."""
+    communication.init("hccl")
+    return communication.get_rank(), communication.get_group_size()
+
+
+def create_group(name: str, ranks: tuple[int, ...]) -> None:
+    """Create a communication group; members only, same order on each."""
+    communication.create_group(name, list(ranks))
+
+
+def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
+    """See the package."""
+    result = mint.clone(tensor)
+    dist.all_reduce(result, op=op, group=group.name)
+    return result
+
+
+def all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """See the package."""
+    tensor = tensor if tensor.ndim else tensor.reshape(1)
+    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
+    dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name)
+    return result
+
+
+def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
+    """See the package."""
+    result = mint.empty((tensor.shape[0] // group.size, *tensor.shape[1:]), dtype=tensor.dtype)
+    dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name)
+    return result
+
+
+def broadcast(tensor: Tensor, group: Group, source: int) -> Tensor:
+    """See the package."""
+    result = mint.clone(tensor)
+    dist.broadcast(result, src=group.ranks[source], group=group.name)
+    return result
+
+
+def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
+    """See the package."""
+    received = [mint.empty(part.shape, dtype=part.dtype) for part in parts]
+    dist.all_to_all(received, [part.contiguous() for part in parts], group=group.name)
+    return received
+
+
+def start_exchange(sends, receives, group: Group):
+    """See the package."""
+    kept = [(tensor.contiguous(), group.ranks[member]) for tensor, member in sends]
+    buffers = [mint.empty(shape, dtype=dtype) for shape, dtype, _ in receives]
+    operations = [dist.P2POp("isend", tensor, rank, group=WORLD) for tensor, rank in kept]
+    operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=WORLD)
+                   for buffer, (_, _, member) in zip(buffers, receives, strict=True)]
+    return kept, buffers, dist.batch_isend_irecv(operations)
+
+
+def barrier() -> None:
+    """See the package."""
+    dist.barrier(group=WORLD)

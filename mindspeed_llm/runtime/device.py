@@ -1,0 +1,82 @@
+"""Device target, launch mode, seeding and memory readings: where Ascend and CPU differ before the first operation."""
+
+import os
+import re
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.runtime import autograd
+
+TARGETS = ("Ascend", "CPU")
+MS_DTYPES = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
+
+_state = {"target": None, "resident_after_import": 0}
+
+
+def setup(seed: int = 1234) -> str:
+    """Choose the device from DEVICE_TARGET (default: Ascend if one is present, else CPU) and start recording.
+
+    Returns the target's name. Safe to call again. Raises UserError for an unknown or absent target.
+    """
+    if _state["target"] is None:
+        target = os.environ.get("DEVICE_TARGET") or ("Ascend" if _ascend_present() else "CPU")
+        if target not in TARGETS:
+            raise UserError(f"DEVICE_TARGET ({target}) must be one of {', '.join(TARGETS)}: unset it to choose automatically")
+        if target == "Ascend" and not _ascend_present():
+            raise UserError("DEVICE_TARGET=Ascend but MindSpore finds no NPU here: use DEVICE_TARGET=CPU, or check the "
+                            "driver and CANN installation")
+        ms.set_device(target)
+        if target == "CPU":
+            # Asynchronous launch steals the cores from the kernels here (2-4x slower) and reports errors late.
+            ms.runtime.launch_blocking()
+        autograd.enable()
+        _state["target"] = target
+        _state["resident_after_import"] = _anonymous_resident_bytes()
+    ms.set_seed(seed)
+    np.random.seed(seed % 2**32)
+    return _state["target"]
+
+
+def target() -> str:
+    """The chosen device target. Raises RuntimeError before `setup`."""
+    if _state["target"] is None:
+        raise RuntimeError("runtime.device.setup() has not been called")
+    return _state["target"]
+
+
+def on_cpu() -> bool:
+    """True when tensors live in host memory and can be shared with numpy."""
+    return target() == "CPU"
+
+
+def dtype(name: str) -> ms.Type:
+    """MindSpore's type for `fp32`, `bf16` or `fp16`."""
+    return MS_DTYPES[name]
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB: device memory on Ascend; on CPU the process's peak resident memory beyond what import took."""
+    if target() == "Ascend":
+        return ms.runtime.max_memory_allocated() / 2**20
+    peak = _status_kb("VmHWM") * 1024
+    return max(0, peak - _state["resident_after_import"]) / 2**20
+
+
+def _ascend_present() -> bool:
+    # The driver's device nodes: asking MindSpore would load the Ascend plugin and complain loudly where there is none.
+    return any(Path("/dev").glob("davinci[0-9]*"))
+
+
+def _anonymous_resident_bytes() -> int:
+    return _status_kb("VmRSS") * 1024
+
+
+def _status_kb(field: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found.group(1)) if found else 0
