@@ -1,0 +1,166 @@
+"""AdamW over a rank's flat buffers, optionally sharded over the data-parallel ranks.
+
+The fp32 master weights and both moments are flat tensors over the range of the parameter buffer that this rank updates: all
+of it, or with the distributed optimizer (Rajbhandari et al., "ZeRO", 2020, stage 1) an equal part of it per dp x cp rank.
+"""
+
+import math
+from dataclasses import dataclass
+
+from mindspore import Tensor
+from mindspore import dtype as mstype
+
+from mindspeed_llm import kernels
+from mindspeed_llm.config.training import OptimizerConfig
+from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.runtime.collectives import all_gather, all_reduce, reduce_scatter
+from mindspeed_llm.runtime.memory import FlatBuffer
+
+STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step: the global gradient norm before clipping, and whether the update was made."""
+
+    grad_norm: float
+    updated: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of one parameter that this rank updates: elements start..stop of the local tensor, in flat order."""
+
+    name: str
+    start: int
+    stop: int
+    offset: int  # of element `start` in the chunk's flat buffer
+    decay: bool
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
+
+
+class ChunkState:
+    """Optimizer state of one model chunk: the range start..stop of its flat buffer that this rank owns, and per piece of a
+    parameter in it the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are their own masters.
+    """
+
+    def __init__(self, chunk: GPTModel, start: int, stop: int) -> None:
+        self.chunk, self.start, self.stop = chunk, start, stop
+        parameters = chunk.parameters
+        self.pieces = []
+        for name, spec in parameters.specs.items():
+            low, high = parameters.ranges[name]
+            first, last = max(low, start), min(high, stop)
+            if first < last:
+                self.pieces.append(Piece(name, first - low, last - low, first, spec.decay))
+        shapes = [(piece.length,) for piece in self.pieces]
+        self.shares_masters = parameters.dtype == mstype.float32 and parameters.buffer.shared
+        self.states: dict[str, list[Tensor]] = {}
+        for name in STATE_NAMES:
+            if name == "master" and self.shares_masters:
+                self.states[name] = [parameters.buffer.slice(piece.offset, piece.offset + piece.length)
+                                     for piece in self.pieces]
+            else:
+                self.states[name] = FlatBuffer(shapes, mstype.float32).views
+
+    def reset_masters(self) -> None:
+        """Take the master weights from the parameters (after initialisation, or after loading weights only)."""
+        if self.shares_masters:
+            return
+        buffer = self.chunk.parameters.buffer
+        buffer.pull()
+        for piece, master in zip(self.pieces, self.states["master"], strict=True):
+            master.copy_(buffer.slice(piece.offset, piece.offset + piece.length).astype(mstype.float32))
+
+
+class Optimizer:
+    """AdamW with fp32 master weights for the chunks of one rank."""
+
+    def __init__(self, chunks: list[GPTModel], config: OptimizerConfig, state: ParallelState, distributed: bool) -> None:
+        self.config, self.state = config, state
+        self.distributed = distributed and state.dp_cp.size > 1
+        self.step_count = 0
+        self.chunk_states = []
+        for chunk in chunks:
+            numel = chunk.parameters.buffer.numel
+            part = numel // state.dp_cp.size if self.distributed else numel
+            start = part * state.dp_cp.rank if self.distributed else 0
+            self.chunk_states.append(ChunkState(chunk, start, start + part))
+        self.reset_masters()
+
+    @property
+    def chunks(self) -> list[GPTModel]:
+        """The model chunks that this optimizer updates."""
+        return [chunk_state.chunk for chunk_state in self.chunk_states]
+
+    def reset_masters(self) -> None:
+        """Start from the parameters as they are."""
+        for chunk_state in self.chunk_states:
+            chunk_state.reset_masters()
+
+    def zero_grad(self) -> None:
+        """Clear the accumulated gradients."""
+        for chunk in self.chunks:
+            chunk.parameters.grads.zero()
+
+    def step(self, lr: float, grad_scale: float) -> StepResult:
+        """Reduce the gradients over all replicas and update the parameters.
+
+        `grad_scale` turns the accumulated sums into the mean gradient (micro-batches, data-parallel ranks, loss scale). A
+        gradient with NaN or infinity anywhere leaves parameters and state as they were, on every rank.
+        """
+        self._reduce()
+        squares = self._sum_squares()
+        grad_norm = math.sqrt(squares) * grad_scale if math.isfinite(squares) else squares
+        if not math.isfinite(grad_norm):
+            return StepResult(grad_norm, False)
+        if 0.0 < self.config.clip_grad < grad_norm:
+            grad_scale *= self.config.clip_grad / (grad_norm + 1e-6)
+        self.step_count += 1
+        for chunk_state in self.chunk_states:
+            self._update(chunk_state, lr, grad_scale)
+        return StepResult(grad_norm, True)
+
+    def _reduce(self) -> None:
+        for chunk in self.chunks:
+            gradients.collect(chunk.parameters)
+            chunk.parameters.grads.pull()
+        gradients.reduce_model_parallel(self.chunks, self.state)
+        for chunk_state in self.chunk_states:
+            grads = chunk_state.chunk.parameters.grads
+            if self.distributed:
+                grads.store(chunk_state.start, reduce_scatter(grads.flat, self.state.dp_cp))
+            elif self.state.dp_cp.size > 1:
+                grads.store(0, all_reduce(grads.flat, self.state.dp_cp))
+
+    def _sum_squares(self) -> float:
+        total = 0.0
+        for chunk_state in self.chunk_states:
+            grads = chunk_state.chunk.parameters.grads
+            for low, high in gradients.owned_ranges(chunk_state.chunk, self.state, chunk_state.start, chunk_state.stop):
+                total += kernels.primitives().sum_squares(grads.slice(low, high))
+        groups = [self.state.tp, self.state.pp] + ([self.state.dp_cp] if self.distributed else [])
+        return gradients.global_sum(total, *groups)
+
+    def _update(self, chunk_state: ChunkState, lr: float, grad_scale: float) -> None:
+        config, parameters = self.config, chunk_state.chunk.parameters
+        buffer, grads = parameters.buffer, parameters.grads
+        for index, piece in enumerate(chunk_state.pieces):
+            end = piece.offset + piece.length
+            master, exp_avg, exp_avg_sq = (chunk_state.states[name][index] for name in STATE_NAMES)
+            values = master if chunk_state.shares_masters else buffer.slice(piece.offset, end)
+            kernels.primitives().adamw(
+                values, master, grads.slice(piece.offset, end), exp_avg, exp_avg_sq, lr=lr, beta1=config.adam_beta1,
+                beta2=config.adam_beta2, eps=config.adam_eps,
+                weight_decay=config.weight_decay if piece.decay else 0.0, step=self.step_count, grad_scale=grad_scale)
+            buffer.write_back(piece.offset, values)
+        if self.distributed:
+            mine = buffer.slice(chunk_state.start, chunk_state.stop)
+            buffer.store(0, all_gather(mine, self.state.dp_cp))
+        buffer.push()

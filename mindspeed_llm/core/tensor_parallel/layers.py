@@ -1,0 +1,84 @@
+"""Column- and row-parallel linear layers and the vocabulary-parallel embedding.
+
+Method: Shoeybi et al., "Megatron-LM", 2019 (the functions f and g), and Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models", 2022 (sequence parallelism). Shapes: S sequence, B batch, T tensor-parallel size.
+With sequence parallelism, activations between the parallel layers are cut along S.
+"""
+
+from mindspore import Tensor
+
+from mindspeed_llm import kernels
+from mindspeed_llm.runtime.autograd import Function, accumulate_grad
+from mindspeed_llm.runtime.collectives import Group, all_gather, all_reduce, reduce_scatter
+
+
+def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group,
+                           sequence_parallel: bool) -> Tensor:
+    """`x (S, B, K)` (`(S/T, B, K)` with sequence parallelism) -> `(S, B, N/T)`; `weight (N/T, K)`, `bias (N/T)`.
+
+    Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered along
+    the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
+    """
+    return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel)
+
+
+def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
+    """`x (S, B, K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, B, N)` (`(S/T, B, N)` with sequence parallelism)."""
+    return _RowParallel.apply(x, weight, group, sequence_parallel)
+
+
+def vocab_parallel_embedding(ids: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
+    """int32 `ids (S, B)`, `weight (V/T, H)` -> `(S, B, H)` (`(S/T, B, H)` with sequence parallelism)."""
+    return _VocabParallelEmbedding.apply(weight, ids, group, sequence_parallel)
+
+
+class _ColumnParallel(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, group, sequence_parallel):
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.group, ctx.sequence_parallel = weight, bias, group, sequence_parallel
+        total = all_gather(x, group) if sequence_parallel else x
+        return kernels.primitives().linear_fwd(total, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,), p = ctx.saved_tensors, kernels.primitives()
+        total = all_gather(x, ctx.group) if ctx.sequence_parallel else x
+        accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(grad, total, main_grad))
+        if ctx.bias is not None:
+            accumulate_grad(ctx.bias, lambda main_grad: p.bias_grad(grad, main_grad))
+        dx = p.linear_dgrad(grad, ctx.weight)
+        dx = reduce_scatter(dx, ctx.group) if ctx.sequence_parallel else all_reduce(dx, ctx.group)
+        return dx, None, None, None, None
+
+
+class _RowParallel(Function):
+    @staticmethod
+    def forward(ctx, x, weight, group, sequence_parallel):
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.group, ctx.sequence_parallel = weight, group, sequence_parallel
+        partial = kernels.primitives().linear_fwd(x, weight, None)
+        return reduce_scatter(partial, group) if sequence_parallel else all_reduce(partial, group)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,), p = ctx.saved_tensors, kernels.primitives()
+        total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
+        accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(total, x, main_grad))
+        return p.linear_dgrad(total, ctx.weight), None, None, None
+
+
+class _VocabParallelEmbedding(Function):
+    @staticmethod
+    def forward(ctx, weight, ids, group, sequence_parallel):
+        ctx.weight, ctx.ids, ctx.group, ctx.sequence_parallel = weight, ids, group, sequence_parallel
+        partial = kernels.primitives().embedding_fwd(weight, ids, group.rank * weight.shape[0])
+        return reduce_scatter(partial, group) if sequence_parallel else all_reduce(partial, group)
+
+    @staticmethod
+    def backward(ctx, grad):
+        total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
+        vocab_start = ctx.group.rank * ctx.weight.shape[0]
+        accumulate_grad(ctx.weight, lambda main_grad: kernels.primitives().embedding_wgrad(
+            total, ctx.ids, vocab_start, main_grad))
+        return None, None, None, None

@@ -1,0 +1,47 @@
+"""Pre-training and fine-tuning: from configs to a trained checkpoint."""
+
+from mindspeed_llm.config.command_line import Configs
+
+
+def run(configs: Configs) -> None:
+    """Train as `configs` say (`pretrain_gpt.py`), on every rank of the job.
+
+    Raises UserError for what the user can put right: sizes that do not fit, missing or contradicting checkpoints and data.
+    """
+    from mindspeed_llm.config.shape import resolve
+    from mindspeed_llm.core.gpt_model import GPTModel
+    from mindspeed_llm.core.optimizer.optimizer import Optimizer
+    from mindspeed_llm.runtime import collectives, device
+    from mindspeed_llm.training import checkpointing, session
+    from mindspeed_llm.training.batches import Batches
+    from mindspeed_llm.training.loop import Trainer
+    from mindspeed_llm.training.loss_scale import LossScale
+
+    train, parallel = configs.train, configs.parallel
+    session.join(train.seed)
+    source, notes = checkpointing.find(configs.checkpoint)
+    if source is not None:
+        configs = resolve(configs, source.model_config, str(source.directory))
+    rank = session.start(configs.model, parallel, train.params_dtype, configs.notes + notes)
+    state = rank.state
+    stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
+    chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
+                       multiple_of=state.dp_cp.size) for virtual in range(stages)]
+    if source is None:
+        for chunk in chunks:
+            chunk.parameters.initialize(configs.model, train.seed)
+    else:
+        checkpointing.load_weights(chunks, source, train.params_dtype)
+    optimizer = Optimizer(chunks, configs.optimizer, state, parallel.use_distributed_optimizer)
+    scale = LossScale(train.params_dtype, configs.optimizer.initial_loss_scale)
+    if source is None:
+        progress = checkpointing.Progress()
+    else:
+        progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
+        rank.say(f"loaded checkpoint {source.directory} (starting after iteration {progress.iteration})")
+        source.close()
+    batches = Batches(configs, state, progress.consumed_samples)
+    if progress.iteration >= train.train_iters:
+        rank.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is {train.train_iters}")
+    Trainer(configs, rank, chunks, optimizer, scale, progress, batches).train()
+    collectives.barrier()

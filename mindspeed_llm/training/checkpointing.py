@@ -1,0 +1,111 @@
+"""Between a rank's tensors in memory and the checkpoint on disk."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindspeed_llm import checkpoint
+from mindspeed_llm.checkpoint import Checkpoint, OptimizerShard, SaveInfo, StoredTensor
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.training import CheckpointConfig
+from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.optimizer.optimizer import STATE_NAMES, Optimizer
+from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.runtime import collectives
+from mindspeed_llm.training.loss_scale import LossScale
+
+
+@dataclass
+class Progress:
+    """How far training has come: optimizer steps done, and samples that they consumed."""
+
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to start from, or None for random initialisation, and what to say about it.
+
+    Raises UserError for a missing one under --exit-on-missing-checkpoint.
+    """
+    if not config.load:
+        return None, ["no --load: starting from random initialisation"]
+    found = checkpoint.open_checkpoint(config.load)
+    if found is not None:
+        return found, []
+    if config.exit_on_missing_checkpoint:
+        raise UserError(f"--load {config.load} holds no checkpoint and --exit-on-missing-checkpoint is given: name the "
+                        "directory with latest_checkpointed_iteration.txt, or leave --load empty to start from random "
+                        "initialisation")
+    return None, [f"WARNING: --load {config.load} holds no checkpoint: starting from random initialisation"]
+
+
+def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) -> None:
+    """Fill the chunks' parameters from a checkpoint saved under any parallel layout, cast to `params_dtype`."""
+    for chunk in chunks:
+        parameters = chunk.parameters
+        for name, spec in parameters.specs.items():
+            stored = source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype)
+            parameters.load(name, stored.array)
+        parameters.buffer.push()
+
+
+def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:
+    """Take up a training checkpoint: optimizer state, loss scale, progress, as far as the flags ask for it.
+
+    A weights-only checkpoint, or `--finetune`, starts at iteration 0 with a fresh optimizer.
+    """
+    optimizer.reset_masters()
+    if source.weights_only or config.finetune:
+        return Progress()
+    if not config.no_load_optim:
+        if not source.has_optimizer:
+            raise UserError(f"{source.directory} has no optimizer state: add --no-load-optim to continue with a fresh "
+                            "optimizer, or --finetune to start again at iteration 0")
+        for chunk_state in optimizer.chunk_states:
+            parameters = chunk_state.chunk.parameters
+            for index, piece in enumerate(chunk_state.pieces):
+                saved = source.read_optimizer(parameters.specs[piece.name], parameters.tp_rank, parameters.tp_size,
+                                              piece.start, piece.stop)
+                for name in STATE_NAMES:
+                    chunk_state.states[name][index].asnumpy()[:] = saved[name]
+        optimizer.step_count = source.extra["optimizer_steps"]
+        scale.load_state(source.extra["loss_scale"])
+    return Progress(source.iteration, source.consumed_samples)
+
+
+def save(directory: str, progress: Progress, model: ModelConfig, parallel: ParallelConfig, optimizer: Optimizer,
+         scale: LossScale, state: ParallelState, params_dtype: str, seed: int, *, with_optimizer: bool) -> None:
+    """Write a checkpoint together with all ranks; a kill at any instant leaves the previous one loadable."""
+    main = state.world.rank == 0
+    if main:
+        checkpoint.begin_save(directory, progress.iteration)
+    collectives.barrier()
+    staging = checkpoint.staging_directory(directory, progress.iteration)
+    place = {"tp_rank": state.tp.rank, "tp_size": state.tp.size, "pp_rank": state.pp.rank, "pp_size": state.pp.size}
+    if state.dp_cp.rank == 0:
+        checkpoint.write_model_file(staging, [
+            (spec, stored(chunk.parameters[name].asnumpy(), params_dtype))
+            for chunk in optimizer.chunks for name, spec in chunk.parameters.specs.items()], **place)
+    if with_optimizer and (optimizer.distributed or state.dp_cp.rank == 0):
+        checkpoint.write_optimizer_file(staging, [
+            OptimizerShard(chunk_state.chunk.parameters.specs[piece.name], piece.start, piece.stop,
+                           {name: chunk_state.states[name][index].asnumpy() for name in STATE_NAMES
+                            if not (name == "master" and params_dtype == "fp32")})
+            for chunk_state in optimizer.chunk_states for index, piece in enumerate(chunk_state.pieces)],
+            dp_rank=state.dp_cp.rank, **place)
+    collectives.barrier()
+    if main:
+        checkpoint.commit_save(directory, SaveInfo(
+            model, parallel, progress.iteration, progress.consumed_samples, weights_only=False,
+            data_parallel_size=state.dp.size, rng={"seed": seed},
+            extra={"optimizer_steps": optimizer.step_count, "loss_scale": scale.state()}))
+        print(f"successfully saved checkpoint from iteration {progress.iteration} to {directory}", flush=True)
+    collectives.barrier()
+
+
+def stored(array: np.ndarray, params_dtype: str) -> StoredTensor:
+    """A parameter's memory as the checkpoint carries it (bf16 as its 16 bits)."""
+    return StoredTensor(array.view(np.uint16) if params_dtype == "bf16" else array, params_dtype)

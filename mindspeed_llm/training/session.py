@@ -1,0 +1,45 @@
+"""What every job on ranks needs before it starts: device, kernels, groups, and the lines that say what was chosen."""
+
+from dataclasses import dataclass
+
+from mindspeed_llm import kernels
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.core import parallel_state
+from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.runtime import collectives, device
+
+
+@dataclass(frozen=True)
+class Session:
+    """A rank that has joined its job."""
+
+    state: ParallelState
+    params_dtype: str
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, which prints and writes reports."""
+        return self.state.world.rank == 0
+
+    def say(self, *lines: str) -> None:
+        """Print lines once, on rank 0."""
+        if self.is_main:
+            for line in lines:
+                print(line, flush=True)
+
+
+def join(seed: int) -> None:
+    """Choose the device and join the job; before any group is made."""
+    device.setup(seed)
+    collectives.init()
+
+
+def start(model: ModelConfig, parallel: ParallelConfig, params_dtype: str, notes: list[str]) -> Session:
+    """Build the groups, choose the kernels, print `notes` and what was chosen. Call `join` first."""
+    session = Session(parallel_state.build(model, parallel), params_dtype)
+    state = session.state
+    session.say(*notes, *kernels.setup(params_dtype),
+                f"ranks: {state.world.size} = tensor {state.tp.size} x context {state.cp.size} x data {state.dp.size} x "
+                f"pipeline {state.pp.size}{', sequence parallel' if state.sequence_parallel else ''}")
+    return session

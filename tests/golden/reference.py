@@ -1,0 +1,31 @@
+"""Access to recorded reference numbers: golden.npz, or another record of the same layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.core.sharding import TensorSpec
+
+
+class Golden:
+    """A record: model shape, `ids` and `labels (B, S)`, `weight/<name>`, `grad/<name>`, `loss`, `adamw_losses`,
+    `adamw_grad_norms`, all of the whole model. Default: Hugging Face's numbers, see make_golden.py.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._data = np.load(path or Path(__file__).with_name("golden.npz"), allow_pickle=False)
+        self.model = ModelConfig.from_dict(json.loads(str(self._data["shape"])))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._data[key]
+
+    def local(self, kind: str, spec: TensorSpec, rank: int = 0, size: int = 1) -> np.ndarray:
+        """A tensor-parallel rank's part of `weight/<name>` or `grad/<name>`."""
+        whole, axis = self._data[f"{kind}/{spec.name}"], spec.axis or 0
+        return np.concatenate([whole.take(range(start, stop), axis) for start, stop in spec.segments(rank, size)], axis)
+
+    def norm(self, name: str) -> float:
+        """L2 norm of a parameter's whole gradient."""
+        return float(np.linalg.norm(self._data[f"grad/{name}"]))

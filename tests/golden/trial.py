@@ -1,0 +1,141 @@
+"""A tiny training run under any parallel layout, from recorded weights on the recorded batch: what parity tests compare."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.training import OptimizerConfig
+from mindspeed_llm.core import parallel_state
+from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
+from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.optimizer.optimizer import Optimizer
+from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward_1f1b
+from mindspeed_llm.runtime import device
+from tests.golden.reference import Golden
+
+ADAMW = OptimizerConfig(lr=1e-3, lr_decay_style="constant", weight_decay=0.1, clip_grad=1.0)
+# With eps far above every gradient, AdamW's update is lr / eps times the gradient: an SGD step through the same code.
+SGD = OptimizerConfig(lr=1e3, weight_decay=0.0, clip_grad=0.0, adam_beta1=0.0, adam_beta2=0.0, adam_eps=1e4)
+SGD_RATE = SGD.lr / SGD.adam_eps
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest relative errors: losses and gradient norms of the AdamW steps; gradients and parameters after one SGD step by
+    L2 norm of a tensor. `worst` names the worst gradient."""
+
+    loss: float
+    grad_norm: float
+    grad: float
+    parameter: float
+    worst: str
+
+
+class Trial:
+    """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn."""
+
+    def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32") -> None:
+        self.golden, self.parallel, self.micro_batch = golden, parallel, micro_batch
+        self.state = parallel_state.build(golden.model, parallel)
+        self.dtype = device.dtype(dtype)
+        virtual = len(parallel.stage_layers(golden.model)[0])
+        self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
+                                multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
+        self.ids, self.labels = (golden[key][self.state.dp.rank::self.state.dp.size] for key in ("ids", "labels"))
+        self.microbatches = len(self.ids) // micro_batch
+        self.grad_scale = 1 / (self.microbatches * self.state.dp.size)
+
+    def load(self) -> None:
+        """Start from the recorded weights."""
+        for chunk in self.chunks:
+            for name, spec in chunk.parameters.specs.items():
+                chunk.parameters.load(name, self.golden.local("weight", spec, self.state.tp.rank, self.state.tp.size))
+            chunk.parameters.buffer.push()
+            chunk.parameters.grads.zero()
+
+    def optimizer(self, config: OptimizerConfig) -> Optimizer:
+        """A fresh optimizer of the chunks."""
+        return Optimizer(self.chunks, config, self.state, self.parallel.use_distributed_optimizer)
+
+    def forward_backward(self) -> float:
+        """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
+        losses = forward_backward_1f1b(self._program(self.chunks[0]), self.microbatches, self.state.pp,
+                                       Tensor(np.float32(1.0)))
+        total = sum(float(loss) for loss in losses) / self.microbatches
+        return gradients.global_sum(total, self.state.pp, self.state.dp, self.state.cp) / self.state.dp.size
+
+    def adamw(self, steps: int) -> tuple[list[float], list[float]]:
+        """Losses and gradient norms of AdamW steps from the recorded weights."""
+        self.load()
+        optimizer, losses, norms = self.optimizer(ADAMW), [], []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            losses.append(self.forward_backward())
+            norms.append(optimizer.step(ADAMW.lr, self.grad_scale).grad_norm)
+        return losses, norms
+
+    def sgd_step(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Errors of each gradient and of each parameter after one SGD step, relative to the whole tensor's L2 norm.
+
+        Gradients are compared on the part of a tensor that this rank updates, parameters on all that it holds.
+        """
+        self.load()
+        optimizer = self.optimizer(SGD)
+        self.forward_backward()
+        optimizer.step(SGD.lr, self.grad_scale)
+        grad_errors, parameter_errors = {}, {}
+        for chunk_state in optimizer.chunk_states:
+            parameters = chunk_state.chunk.parameters
+            for piece in chunk_state.pieces:
+                got = parameters.grads.slice(piece.offset, piece.offset + piece.length).asnumpy() * self.grad_scale
+                expected = self._local("grad", parameters, piece.name).reshape(-1)[piece.start:piece.stop]
+                grad_errors[piece.name] = _distance(got, expected) / self.golden.norm(piece.name)
+            for name in parameters.specs:
+                gradient = self._local("grad", parameters, name)
+                weight = self._local("weight", parameters, name)
+                update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
+                got = parameters[name].asnumpy().astype(np.float64)
+                parameter_errors[name] = _distance(got, weight - update) / np.linalg.norm(weight)
+        return grad_errors, parameter_errors
+
+    def errors(self, steps: int = 10) -> Errors:
+        """Everything that the parity table reports, as seen by this rank."""
+        grad_errors, parameter_errors = self.sgd_step()
+        losses, norms = self.adamw(steps)
+        worst = max(grad_errors, key=grad_errors.get, default="-")
+        return Errors(_relative(losses, self.golden["adamw_losses"][:steps]),
+                      _relative(norms, self.golden["adamw_grad_norms"][:steps]), grad_errors.get(worst, 0.0),
+                      max(parameter_errors.values()), f"{worst} of rank {self.state.world.rank}")
+
+    def _local(self, kind: str, parameters, name: str) -> np.ndarray:
+        spec = parameters.specs[name]
+        return self.golden.local(kind, spec, self.state.tp.rank, self.state.tp.size).astype(np.float64)
+
+    def _program(self, chunk: GPTModel) -> StageProgram:
+        def rows(array: np.ndarray, number: int) -> Tensor:
+            part = array[number * self.micro_batch:(number + 1) * self.micro_batch]
+            return Tensor(np.ascontiguousarray(part.T).astype(np.int32))
+
+        def forward(number: int, received: Tensor | None) -> Tensor:
+            ids = rows(self.ids, number)
+            hidden = chunk.hidden_states(ids if received is None else received, chunk.training_context(ids.shape[0]))
+            if not chunk.last:
+                return hidden
+            losses = chunk.token_losses(hidden, rows(self.labels, number))
+            return losses.sum() / (self.ids.shape[1] * self.micro_batch)
+
+        def input_shape(_: int) -> tuple[int, ...]:
+            return hidden_shape(self.golden.model, self.state, self.ids.shape[1], self.micro_batch)
+
+        return StageProgram(forward, input_shape, self.dtype)
+
+
+def _distance(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got.astype(np.float64) - expected))
+
+
+def _relative(got: list[float], expected: np.ndarray) -> float:
+    error = np.abs(np.asarray(got, np.float64) - expected) / np.abs(expected)
+    return float(error.max()) if np.isfinite(error).all() else float("inf")

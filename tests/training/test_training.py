@@ -1,0 +1,189 @@
+"""Training in one process: the loss falls, resuming changes nothing, the lines that tools parse keep their form."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mindspeed_llm.checkpoint import open_checkpoint
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.training.loss_scale import GROWTH_INTERVAL, LossScale
+from tests.training.conftest import SCHEDULE, SHAPE, write_documents
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(
+    r"^ \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] iteration +(\d+)/ +(\d+) \| consumed samples: +(\d+) \| elapsed time per iteration "
+    r"\(ms\): \d+\.\d \| learning rate: (\d\.\d{6}E[-+]\d\d) \| global batch size: +(\d+) \| lm loss: (\d\.\d{6}E[-+]\d\d) \| "
+    r"loss scale: (\d+\.\d) \| grad norm: \d+\.\d{3} \| number of skipped iterations: +(\d+) \| number of nan iterations: "
+    r"+(\d+) \| tokens/s: [\d.]+ \| peak memory \(MB\): [\d.]+ \|$")
+
+
+def losses(output):
+    return [float(LINE.match(line)[6]) for line in output.splitlines() if line.startswith(" [")]
+
+
+def weights(directory, iteration=None):
+    with open_checkpoint(directory, iteration) as saved:
+        return {name: saved.read_global(name).array.copy() for name in saved.names()}
+
+
+def optimizer_state(directory):
+    with open_checkpoint(directory) as saved:
+        return {(spec.name, state): array
+                for spec in model_specs(saved.model_config)
+                for state, array in saved.read_optimizer(spec, 0, 1, 0, int(np.prod(spec.shape))).items()}
+
+
+def test_loss_falls_and_lines_keep_their_form(train, tmp_path, capsys):
+    train("--train-iters", 30, "--tensorboard-dir", tmp_path / "tb")
+    output = capsys.readouterr().out
+    found = losses(output)
+    assert "no --load: starting from random initialisation" in output
+    assert len(found) == 30
+    assert abs(found[0] - math.log(320)) < 0.3
+    assert found[-1] < 0.6 * found[0]
+    last = LINE.match(output.splitlines()[-1])
+    assert (last[1], last[2], last[3], last[4], last[5], last[7]) == ("30", "30", "120", "1.000000E-03", "4", "1.0")
+    assert any(path.stat().st_size > 0 for path in (tmp_path / "tb").iterdir())
+
+
+def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train("--save", straight)
+    train("--save", resumed, "--exit-interval", 2)
+    train("--save", resumed, "--load", resumed)
+    output = capsys.readouterr().out
+    assert f"successfully saved checkpoint from iteration 2 to {resumed}" in output
+    first, second = weights(straight), weights(resumed)
+    assert first.keys() == second.keys() and len(first) > 10
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    first, second = optimizer_state(straight), optimizer_state(resumed)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    found = losses(output)
+    assert found[:6] == found[6:]
+
+
+def test_finetune_starts_again(train, tmp_path, capsys):
+    train("--save", tmp_path / "first")
+    train("--load", tmp_path / "first", "--finetune", "--save", tmp_path / "second", "--train-iters", 1)
+    output = capsys.readouterr().out
+    assert "starting after iteration 0" in output
+    assert losses(output)[-1] < losses(output)[0]
+
+
+def test_bf16_follows_fp32(train, capsys):
+    train("--train-iters", 10)
+    train("--train-iters", 10, "--bf16")
+    found = losses(capsys.readouterr().out)
+    assert found[10:] != found[:10]
+    np.testing.assert_allclose(found[10:], found[:10], rtol=0.02)
+
+
+def test_bf16_resumes_from_masters(train, tmp_path):
+    train("--bf16", "--save", tmp_path / "straight")
+    train("--bf16", "--save", tmp_path / "resumed", "--exit-interval", 3)
+    train("--bf16", "--save", tmp_path / "resumed", "--load", tmp_path / "resumed")
+    first, second = optimizer_state(tmp_path / "straight"), optimizer_state(tmp_path / "resumed")
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_validation_loss_is_reported(train, capsys):
+    train("--eval-iters", 2, "--eval-interval", 3, "--split", "90,10,0")
+    lines = re.findall(r"validation loss at iteration (\d+) \| lm loss value: (\S+) \|", capsys.readouterr().out)
+    assert [number for number, _ in lines] == ["3", "6"]
+    assert float(lines[1][1]) < float(lines[0][1])
+
+
+def test_instruction_data_trains_on_answers_only(train, tmp_path, capsys):
+    prefix = tmp_path / "tune"
+    rows = [np.full(20 + n, 7) for n in range(12)]
+    write_documents(f"{prefix}_packed_input_ids_document", rows)
+    write_documents(f"{prefix}_packed_attention_mask_document", [np.ones_like(row) for row in rows])
+    write_documents(f"{prefix}_packed_labels_document", [np.where(np.arange(row.size) < 15, -100, 9) for row in rows])
+    train("--stage", "sft", "--is-instruction-dataset", "--variable-seq-lengths", "--no-pad-to-seq-lengths",
+          "--prompt-type", "glm4", "--data-path", prefix, "--train-iters", 30)
+    found = losses(capsys.readouterr().out)
+    assert found[-1] < 0.2 < 4 < found[0]
+
+
+def test_nan_stops_with_the_parameters_name(train, monkeypatch):
+    from mindspeed_llm.core.optimizer import optimizer
+    update = optimizer.Optimizer._update
+
+    def poison(self, chunk_state, lr, grad_scale):
+        update(self, chunk_state, lr, grad_scale)
+        chunk_state.chunk.parameters["decoder.layers.1.mlp.linear_fc2.weight"].asnumpy()[0, 0] = np.nan
+    monkeypatch.setattr(optimizer.Optimizer, "_update", poison)
+    with pytest.raises(FloatingPointError, match="iteration 2: .*embedding.word_embeddings.weight"):
+        train()
+
+
+def test_missing_checkpoint(train, tmp_path, capsys):
+    train("--load", tmp_path, "--train-iters", 1)
+    assert f"WARNING: --load {tmp_path} holds no checkpoint" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"--load {tmp_path} holds no checkpoint.*--exit-on-missing-checkpoint"):
+        train("--load", tmp_path, "--exit-on-missing-checkpoint")
+
+
+def test_contradicting_shape(train, tmp_path):
+    train("--save", tmp_path, "--train-iters", 1)
+    with pytest.raises(UserError, match=r"--ffn-hidden-size \(64\) contradicts .*48"):
+        train("--load", tmp_path, "--ffn-hidden-size", 64)
+
+
+def test_exit_signal_saves(text_data, tokenizer_dir, tmp_path):
+    job = _start(text_data, tokenizer_dir, tmp_path, "--exit-signal-handler", "--save-interval", 10**6)
+    for line in job.stdout:
+        if " iteration " in line:
+            job.send_signal(signal.SIGTERM)
+            break
+    rest = job.communicate(timeout=60)[0]
+    assert job.returncode == 0, rest
+    assert "(exit signal)" in rest and "successfully saved checkpoint" in rest
+
+
+def test_killed_at_any_moment_leaves_a_loadable_checkpoint(text_data, tokenizer_dir, tmp_path):
+    rng = np.random.default_rng(0)
+    reached = []
+    for _ in range(3):
+        job = _start(text_data, tokenizer_dir, tmp_path, "--save-interval", 1, "--load", tmp_path)
+        for line in job.stdout:
+            if "successfully saved" in line:
+                break
+        time.sleep(float(rng.uniform(0, 0.3)))
+        job.kill()
+        job.communicate()
+        with open_checkpoint(tmp_path) as saved:
+            assert saved.verify() > 10
+            reached.append(saved.iteration)
+    assert reached == sorted(reached) and reached[-1] > reached[0]
+
+
+def _start(text_data, tokenizer_dir, save, *flags):
+    command = [sys.executable, ROOT / "pretrain_gpt.py", *SHAPE, *SCHEDULE, "--train-iters", "100000", "--data-path",
+               text_data, "--tokenizer-name-or-path", tokenizer_dir, "--save", save, *flags]
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True,
+                            env={**os.environ, "DEVICE_TARGET": "CPU", "GLOG_v": "3"})
+
+
+def test_loss_scale_halves_after_two_overflows_and_doubles_when_calm():
+    scale = LossScale("fp16", 1024.0)
+    scale.update(overflowed=True)
+    assert scale.value == 1024.0
+    scale.update(overflowed=True)
+    assert scale.value == 512.0
+    for _ in range(GROWTH_INTERVAL):
+        scale.update(overflowed=False)
+    assert scale.value == 1024.0
+    copy = LossScale("fp16", 1.0)
+    copy.load_state(scale.state())
+    assert copy.state() == scale.state()
+    assert LossScale("bf16", 1024.0).value == 1.0
