@@ -1,0 +1,110 @@
+# Sourced by every script here: where things are, which Python, how a job is started. Not run by itself.
+set -euo pipefail
+
+EXAMPLE_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+REPO_DIR="$(cd "$EXAMPLE_DIR/../../.." && pwd)"
+
+# The environment that setup_env.sh made, or the active one. msrun starts the `python` that is first on PATH.
+if [[ -z "${VIRTUAL_ENV:-}" && -x "$REPO_DIR/.venv/bin/python" ]]; then
+    export VIRTUAL_ENV="$REPO_DIR/.venv"
+    export PATH="$VIRTUAL_ENV/bin:$PATH"
+fi
+export PYTHONPATH="$REPO_DIR${PYTHONPATH:+:$PYTHONPATH}"
+
+# In every script.
+MODEL=${MODEL:-glm4-9b}
+DTYPE=${DTYPE:-bf16}
+[[ -z "${DEVICE_TARGET:-}" ]] || export DEVICE_TARGET
+export GLOG_v=${GLOG_v:-3}      # MindSpore's own messages: errors only
+LOG_ROOT=${LOG_ROOT:-logs}
+
+case "$DTYPE" in
+    bf16 | fp16) DTYPE_ARGS=("--$DTYPE") ;;
+    fp32) DTYPE_ARGS=() ;;
+    *) echo "error: DTYPE ($DTYPE) must be bf16, fp32 or fp16" >&2; exit 1 ;;
+esac
+
+on_cpu() {
+    [[ "${DEVICE_TARGET:-}" == CPU ]] || { [[ -z "${DEVICE_TARGET:-}" ]] && ! compgen -G '/dev/davinci[0-9]*' >/dev/null; }
+}
+
+# run_python NAME SCRIPT [FLAGS...]: one process, its output on the terminal and in $LOG_ROOT/NAME.log.
+run_python() {
+    local name=$1 script=$2
+    shift 2
+    mkdir -p "$LOG_ROOT"
+    python "$REPO_DIR/$script" "$@" 2>&1 | tee "$LOG_ROOT/$name.log"
+}
+
+# launch NAME SCRIPT [FLAGS...]: NNODES x NPUS_PER_NODE ranks through msrun. Rank 0's output goes to the terminal, every
+# rank's to $LOG_ROOT/NAME/; when a rank fails, its error goes to the terminal too and the status is non-zero.
+launch() {
+    local name=$1 script=$2 status=0
+    shift 2
+    local world=$((NNODES * NPUS_PER_NODE)) log_dir="$LOG_ROOT/$name"
+    if on_cpu; then
+        # Ranks share the cores; idle OpenMP threads must not spin on a core that another rank needs.
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+        # Seconds until msrun's scheduler gives up on ranks that are gone (its default keeps a failed job for half a minute).
+        export MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-10}
+        # Ranks that find the scheduler busy ask again at once, not after seconds.
+        export MS_RETRY_INTERVAL_LOWER=${MS_RETRY_INTERVAL_LOWER:-1} MS_RETRY_INTERVAL_UPPER=${MS_RETRY_INTERVAL_UPPER:-1}
+    fi
+    if ((world == 1)); then
+        run_python "$name" "$script" "$@"
+        return
+    fi
+    rm -rf "$log_dir" && mkdir -p "$log_dir"
+    echo "starting $world ranks ($NPUS_PER_NODE on this node), logs in $log_dir"
+    local first_local=$((NODE_RANK * NPUS_PER_NODE)) tail_pid=
+    if ((NODE_RANK == 0)); then
+        : >"$log_dir/worker_0.log"
+        tail -n +1 -F "$log_dir/worker_0.log" 2>/dev/null > >(grep --line-buffered -v '^\[INFO\] DISTRIBUTED') &
+        tail_pid=$!
+    fi
+    msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" --master_addr "$MASTER_ADDR" \
+        --master_port "$MASTER_PORT" --node_rank "$NODE_RANK" --log_dir "$log_dir" --join True \
+        "$REPO_DIR/$script" "$@" >"$log_dir/msrun.log" 2>&1 || status=$?
+    if [[ -n "$tail_pid" ]]; then
+        sleep 0.3   # tail polls: let it print the last lines
+        kill "$tail_pid" 2>/dev/null || true
+        wait "$tail_pid" 2>/dev/null || true
+    fi
+    ((status == 0)) || report_failure "$log_dir" "$first_local"
+    return "$status"
+}
+
+threads_per_rank() {
+    local threads=$(($(nproc) / NPUS_PER_NODE))
+    echo $((threads > 0 ? threads : 1))
+}
+
+# report_failure LOG_DIR FIRST_RANK: the errors of the ranks that failed, or the end of their logs if they left none.
+report_failure() {
+    local log_dir=$1
+    {
+        echo "error: the job failed; logs in $log_dir"
+        if ! grep -hE '^(rank [0-9]+|scheduler): (error|interrupted)' "$log_dir"/worker_*.log | sort -u; then
+            local log
+            for log in "$log_dir"/worker_*.log; do
+                echo "--- end of $log"
+                tail -n 5 "$log"
+            done
+            echo "--- end of $log_dir/msrun.log"
+            tail -n 5 "$log_dir/msrun.log"
+        fi
+    } >&2
+}
+
+# start_from LOAD_DIR SAVE_DIR [FLAG...]: sets CHECKPOINT_ARGS. A run that has saved before resumes from there; a first run
+# loads LOAD_DIR (nothing, if empty) with FLAGs.
+start_from() {
+    local load=$1 save=$2
+    shift 2
+    CHECKPOINT_ARGS=(--save "$save")
+    if [[ -f "$save/latest_checkpointed_iteration.txt" ]]; then
+        CHECKPOINT_ARGS+=(--load "$save")
+    elif [[ -n "$load" ]]; then
+        CHECKPOINT_ARGS+=(--load "$load" --exit-on-missing-checkpoint "$@")
+    fi
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Pre-train GLM4-9B with sequences of 8192 tokens on one node of 8 devices.
+# Edit the variables, or set them: TP=4 CKPT_LOAD_DIR= bash pretrain_glm4_9b_8k_ms.sh --train-iters 100
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}    # empty: random initialisation
+CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/glm4_9b_8k/}
+DATA_PATH=${DATA_PATH:-./dataset/alpaca_text_document}
+TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
+
+source "$EXAMPLE_DIR/model_args.sh"
+source "$EXAMPLE_DIR/train_args.sh"
+start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR"
+
+launch pretrain_glm4_9b_8k pretrain_gpt.py "${MODEL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CHECKPOINT_ARGS[@]}" \
+    --seq-length 8192 --max-position-embeddings 8192 --micro-batch-size 1 --min-lr 1.25e-7 "$@"

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# The whole road on this machine's CPU with a tiny GLM4: convert, preprocess, pre-train, fine-tune, generate, evaluate, convert
+# back. The model learns facts about an invented world in pre-training, the form of a question in tuning, and is examined on
+# facts that tuning never asked about.
+#
+#     bash examples/mindspore/glm4/quickstart.sh
+#
+# QUICKSTART_DIR   work folder (./quickstart). Running again reuses what is done; delete the folder to start afresh.
+# QUICKSTART_FAST  1: few steps and no accuracy bound, for the tests.
+set -euo pipefail
+SCRIPTS="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+bash "$SCRIPTS/setup_env.sh"
+
+export MODEL=glm4-tiny DTYPE=fp32 DEVICE_TARGET=CPU
+source "$SCRIPTS/common.sh"
+source "$SCRIPTS/model_args.sh"
+
+QUICKSTART_DIR=${QUICKSTART_DIR:-./quickstart}
+QUICKSTART_FAST=${QUICKSTART_FAST:-0}
+mkdir -p "$QUICKSTART_DIR/done"
+cd "$QUICKSTART_DIR"
+
+SEQ=256
+PRETRAIN_ITERS=260 PRETRAIN_BATCH=16 TUNE_ITERS=120 SAMPLES=() BOUNDS=(--most-before 0.35 --least-after 0.80)
+if [[ "$QUICKSTART_FAST" == 1 ]]; then
+    PRETRAIN_ITERS=6 TUNE_ITERS=4 SAMPLES=(--max-eval-samples 8) BOUNDS=()
+fi
+
+# job NAME COMMAND...: run once; time and output are kept, and an interrupted job runs again.
+job() {
+    local name=$1 started status=0
+    shift
+    if [[ -f "done/$name" ]]; then
+        echo "== $name: done before, reused"
+        return
+    fi
+    echo "== $name"
+    started=$(date +%s.%N)
+    "$@" 2>&1 | tee "$name.log" || status=$?
+    ((status == 0)) || { echo "error: quickstart job $name failed; its output is in $PWD/$name.log" >&2; exit "$status"; }
+    date +%s.%N | awk -v from="$started" -v name="$name" '{ printf "%s\t%.1f\n", name, $1 - from }' >"done/$name.tmp"
+    mv "done/$name.tmp" "done/$name"
+}
+
+export TOKENIZER_PATH=./model_from_hf HF_DIR=./model_from_hf WORKERS=1 TP=2 PP=2
+export MASTER_PORT=${MASTER_PORT:-6010}
+
+job make_data python -m mindspeed_llm.tasks.quickstart make-data --save-dir data
+job make_model python -m mindspeed_llm.tasks.quickstart make-model --save-dir model_from_hf "${MODEL_ARGS[@]}" \
+    --seq-length 512 --max-position-embeddings 512
+
+MCORE_DIR=./mcore job convert_hf2mcore bash "$SCRIPTS/ckpt_convert_glm4_hf2mcore.sh"
+INPUT=data/pretrain.jsonl OUTPUT_PREFIX=dataset/pretrain job data_pretrain bash "$SCRIPTS/data_convert_glm4_pretrain.sh"
+INPUT=data/instructions.json OUTPUT_PREFIX=dataset/tune job data_tune bash "$SCRIPTS/data_convert_glm4_tune.sh" \
+    --seq-length "$SEQ"
+
+NPUS_PER_NODE=4 CKPT_LOAD_DIR=./mcore CKPT_SAVE_DIR=./ckpt_pretrained DATA_PATH=dataset/pretrain_text_document \
+    job pretrain bash "$SCRIPTS/pretrain_glm4_8k_ms.sh" --seq-length "$SEQ" --max-position-embeddings 512 \
+    --train-iters "$PRETRAIN_ITERS" --global-batch-size "$PRETRAIN_BATCH" --micro-batch-size 4 --lr 3e-3 --min-lr 3e-4 \
+    --lr-warmup-fraction 0.05 --init-method-std 0.02 --save-interval 100 --tensorboard-dir tensorboard/pretrain
+
+evaluate() {
+    NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=$1 DATA_PATH=data/mmlu/test bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" \
+        --seq-length 512 --num-shots 0 --evaluation-batch-size 32 "${SAMPLES[@]}"
+}
+job evaluate_before evaluate ./ckpt_pretrained
+
+NPUS_PER_NODE=4 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_tuned DATA_PATH=dataset/tune \
+    job tune bash "$SCRIPTS/tune_glm4_9b_32k_full_ms.sh" --seq-length "$SEQ" --max-position-embeddings 512 \
+    --rotary-base 10000 --train-iters "$TUNE_ITERS" --global-batch-size 32 --micro-batch-size 8 --lr 1e-3 --min-lr 1e-4 \
+    --recompute-num-layers 1 --tensorboard-dir tensorboard/tune
+
+mapfile -t prompts <data/prompts.txt
+prompt_flags=()
+for prompt in "${prompts[@]}"; do prompt_flags+=(--prompt "$prompt"); done
+NPUS_PER_NODE=2 TP=1 PP=2 CHECKPOINT=./ckpt_tuned job generate bash "$SCRIPTS/generate_glm4_9b_ms.sh" \
+    --seq-length 512 --max-new-tokens 16 "${prompt_flags[@]}"
+job evaluate_after evaluate ./ckpt_tuned
+MCORE_DIR=./ckpt_tuned job convert_mcore2hf bash "$SCRIPTS/ckpt_convert_glm4_mcore2hf.sh"
+
+cat $(ls -tr done/*) >times.tsv
+python -m mindspeed_llm.tasks.quickstart report --save-dir . --times times.tsv --pretrain-log pretrain.log \
+    --tune-log tune.log --before-log evaluate_before.log --after-log evaluate_after.log --generate-log generate.log \
+    "${BOUNDS[@]}"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Fine-tune all weights of GLM4-9B on instruction data with sequences of up to 32768 tokens.
+# Edit the variables, or set them: CKPT_LOAD_DIR=./ckpt/glm4_9b_8k/ bash tune_glm4_9b_32k_full_ms.sh --train-iters 100
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}    # empty: random initialisation
+CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/glm4_9b_32k_tuned/}
+DATA_PATH=${DATA_PATH:-./dataset/alpaca}
+TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
+
+source "$EXAMPLE_DIR/model_args.sh"
+source "$EXAMPLE_DIR/train_args.sh"
+start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR" --finetune
+
+if [[ "$PP" == 2 && "$MODEL" == glm4-9b ]]; then
+    TRAIN_ARGS+=(--num-layer-list 22,18)    # the last stage holds the output layer: fewer layers for it
+fi
+
+launch tune_glm4_9b_32k_full pretrain_gpt.py "${MODEL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CHECKPOINT_ARGS[@]}" \
+    --stage sft --is-instruction-dataset --prompt-type glm4 --variable-seq-lengths --no-pad-to-seq-lengths \
+    --seq-length 32768 --max-position-embeddings 32768 --rotary-base 5000000 --micro-batch-size 2 --min-lr 1e-8 \
+    --recompute-granularity full --recompute-method block --recompute-num-layers 22 "$@"
