@@ -18,7 +18,8 @@ def run(configs: Configs) -> None:
     from mindspeed_llm.training.loss_scale import LossScale
 
     train, parallel = configs.train, configs.parallel
-    session.join(train.seed)
+    train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
+    session.join(train.seed, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     if source is not None:
         configs = resolve(configs, source.model_config, str(source.directory))

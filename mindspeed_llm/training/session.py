@@ -29,8 +29,12 @@ class Session:
                 print(line, flush=True)
 
 
-def join(seed: int) -> None:
-    """Choose the device and join the job; before any group is made."""
+def join(seed: int, parallel: ParallelConfig) -> None:
+    """Choose the device and join the job; before any group is made.
+
+    Raises UserError, before any rank waits for another, when the number of ranks does not fit.
+    """
+    parallel.data_parallel_size(collectives.launched_ranks())
     device.setup(seed)
     collectives.init()
 

@@ -1,6 +1,7 @@
 """Access to recorded reference numbers: golden.npz, or another record of the same layout."""
 
 import json
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,27 @@ from mindspeed_llm.core.sharding import TensorSpec
 
 class Golden:
     """A record: model shape, `ids` and `labels (B, S)`, `weight/<name>`, `grad/<name>`, `loss`, `adamw_losses`,
-    `adamw_grad_norms`, all of the whole model. Default: Hugging Face's numbers, see make_golden.py.
+    `adamw_grad_norms`, all of the whole model. Optional: `lengths (B)` of the rows, `cu_seqlens` of packed segments in every
+    row. Default: Hugging Face's numbers, see make_golden.py.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self._data = np.load(path or Path(__file__).with_name("golden.npz"), allow_pickle=False)
+        with np.load(path or Path(__file__).with_name("golden.npz"), allow_pickle=False) as stored:
+            self._data = dict(stored)
+        self._data.setdefault("lengths", np.full(len(self._data["ids"]), self._data["ids"].shape[1]))
         self.model = ModelConfig.from_dict(json.loads(str(self._data["shape"])))
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self._data[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
+    def with_changes(self, model: ModelConfig, **arrays: np.ndarray) -> "Golden":
+        """A record with another model and some entries replaced."""
+        changed = copy(self)
+        changed.model, changed._data = model, {**self._data, **arrays}
+        return changed
 
     def local(self, kind: str, spec: TensorSpec, rank: int = 0, size: int = 1) -> np.ndarray:
         """A tensor-parallel rank's part of `weight/<name>` or `grad/<name>`."""

@@ -11,7 +11,7 @@ from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
-from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward_1f1b
+from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward
 from mindspeed_llm.runtime import device
 from tests.golden.reference import Golden
 
@@ -43,7 +43,9 @@ class Trial:
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
                                 multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
-        self.ids, self.labels = (golden[key][self.state.dp.rank::self.state.dp.size] for key in ("ids", "labels"))
+        mine = slice(self.state.dp.rank, None, self.state.dp.size)
+        self.ids, self.labels, self.lengths = (golden[key][mine] for key in ("ids", "labels", "lengths"))
+        self.cu_seqlens = golden["cu_seqlens"] if "cu_seqlens" in golden else None
         self.microbatches = len(self.ids) // micro_batch
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size)
 
@@ -61,8 +63,8 @@ class Trial:
 
     def forward_backward(self) -> float:
         """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
-        losses = forward_backward_1f1b(self._program(self.chunks[0]), self.microbatches, self.state.pp,
-                                       Tensor(np.float32(1.0)))
+        losses = forward_backward([self._program(chunk) for chunk in self.chunks], self.microbatches, self.state.pp,
+                                  Tensor(np.float32(1.0)))
         total = sum(float(loss) for loss in losses) / self.microbatches
         return gradients.global_sum(total, self.state.pp, self.state.dp, self.state.cp) / self.state.dp.size
 
@@ -72,6 +74,7 @@ class Trial:
         optimizer, losses, norms = self.optimizer(ADAMW), [], []
         for _ in range(steps):
             optimizer.zero_grad()
+            optimizer.expect_gradients(self.microbatches)
             losses.append(self.forward_backward())
             norms.append(optimizer.step(ADAMW.lr, self.grad_scale).grad_norm)
         return losses, norms
@@ -83,6 +86,7 @@ class Trial:
         """
         self.load()
         optimizer = self.optimizer(SGD)
+        optimizer.expect_gradients(self.microbatches)
         self.forward_backward()
         optimizer.step(SGD.lr, self.grad_scale)
         grad_errors, parameter_errors = {}, {}
@@ -115,19 +119,23 @@ class Trial:
 
     def _program(self, chunk: GPTModel) -> StageProgram:
         def rows(array: np.ndarray, number: int) -> Tensor:
-            part = array[number * self.micro_batch:(number + 1) * self.micro_batch]
-            return Tensor(np.ascontiguousarray(part.T).astype(np.int32))
+            part = array[number * self.micro_batch:(number + 1) * self.micro_batch, :length(number)]
+            return Tensor(np.ascontiguousarray(chunk.local_part(part.T)).astype(np.int32))
+
+        def length(number: int) -> int:
+            return int(self.lengths[number * self.micro_batch])
 
         def forward(number: int, received: Tensor | None) -> Tensor:
-            ids = rows(self.ids, number)
-            hidden = chunk.hidden_states(ids if received is None else received, chunk.training_context(ids.shape[0]))
+            context = chunk.training_context(length(number), self.cu_seqlens)
+            hidden = chunk.hidden_states(rows(self.ids, number) if chunk.first else received, context)
             if not chunk.last:
                 return hidden
             losses = chunk.token_losses(hidden, rows(self.labels, number))
-            return losses.sum() / (self.ids.shape[1] * self.micro_batch)
+            return losses.sum() / (length(number) * self.micro_batch)
 
-        def input_shape(_: int) -> tuple[int, ...]:
-            return hidden_shape(self.golden.model, self.state, self.ids.shape[1], self.micro_batch)
+        def input_shape(number: int) -> tuple[int, ...]:
+            local_length = length(number) // self.state.cp.size
+            return hidden_shape(self.golden.model, self.state, local_length, self.micro_batch)
 
         return StageProgram(forward, input_shape, self.dtype)
 

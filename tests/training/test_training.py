@@ -16,7 +16,7 @@ from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.sharding import model_specs
 from mindspeed_llm.training.loss_scale import GROWTH_INTERVAL, LossScale
-from tests.training.conftest import SCHEDULE, SHAPE, write_documents
+from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(

@@ -20,8 +20,7 @@ QUICKSTART_FAST=${QUICKSTART_FAST:-0}
 mkdir -p "$QUICKSTART_DIR/done"
 cd "$QUICKSTART_DIR"
 
-SEQ=256
-PRETRAIN_ITERS=260 PRETRAIN_BATCH=16 TUNE_ITERS=120 SAMPLES=() BOUNDS=(--most-before 0.35 --least-after 0.80)
+PRETRAIN_ITERS=250 TUNE_ITERS=110 SAMPLES=() BOUNDS=(--most-before 0.35 --least-after 0.80)
 if [[ "$QUICKSTART_FAST" == 1 ]]; then
     PRETRAIN_ITERS=6 TUNE_ITERS=4 SAMPLES=(--max-eval-samples 8) BOUNDS=()
 fi
@@ -45,36 +44,37 @@ job() {
 export TOKENIZER_PATH=./model_from_hf HF_DIR=./model_from_hf WORKERS=1 TP=2 PP=2
 export MASTER_PORT=${MASTER_PORT:-6010}
 
+LENGTH=256   # the longest sequence of the tiny model
 job make_data python -m mindspeed_llm.tasks.quickstart make-data --save-dir data
 job make_model python -m mindspeed_llm.tasks.quickstart make-model --save-dir model_from_hf "${MODEL_ARGS[@]}" \
-    --seq-length 512 --max-position-embeddings 512
+    --seq-length "$LENGTH" --max-position-embeddings "$LENGTH"
 
 MCORE_DIR=./mcore job convert_hf2mcore bash "$SCRIPTS/ckpt_convert_glm4_hf2mcore.sh"
 INPUT=data/pretrain.jsonl OUTPUT_PREFIX=dataset/pretrain job data_pretrain bash "$SCRIPTS/data_convert_glm4_pretrain.sh"
 INPUT=data/instructions.json OUTPUT_PREFIX=dataset/tune job data_tune bash "$SCRIPTS/data_convert_glm4_tune.sh" \
-    --seq-length "$SEQ"
+    --seq-length 64
 
 NPUS_PER_NODE=4 CKPT_LOAD_DIR=./mcore CKPT_SAVE_DIR=./ckpt_pretrained DATA_PATH=dataset/pretrain_text_document \
-    job pretrain bash "$SCRIPTS/pretrain_glm4_8k_ms.sh" --seq-length "$SEQ" --max-position-embeddings 512 \
-    --train-iters "$PRETRAIN_ITERS" --global-batch-size "$PRETRAIN_BATCH" --micro-batch-size 4 --lr 3e-3 --min-lr 3e-4 \
-    --lr-warmup-fraction 0.05 --init-method-std 0.02 --save-interval 100 --tensorboard-dir tensorboard/pretrain
+    job pretrain bash "$SCRIPTS/pretrain_glm4_8k_ms.sh" --seq-length 128 --max-position-embeddings "$LENGTH" \
+    --train-iters "$PRETRAIN_ITERS" --global-batch-size 16 --micro-batch-size 8 --lr 4e-3 --min-lr 4e-4 \
+    --lr-warmup-fraction 0.1 --save-interval 100 --tensorboard-dir tensorboard/pretrain
 
-evaluate() {
-    NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=$1 DATA_PATH=data/mmlu/test bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" \
-        --seq-length 512 --num-shots 0 --evaluation-batch-size 32 "${SAMPLES[@]}"
-}
-job evaluate_before evaluate ./ckpt_pretrained
-
-NPUS_PER_NODE=4 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_tuned DATA_PATH=dataset/tune \
-    job tune bash "$SCRIPTS/tune_glm4_9b_32k_full_ms.sh" --seq-length "$SEQ" --max-position-embeddings 512 \
-    --rotary-base 10000 --train-iters "$TUNE_ITERS" --global-batch-size 32 --micro-batch-size 8 --lr 1e-3 --min-lr 1e-4 \
-    --recompute-num-layers 1 --tensorboard-dir tensorboard/tune
-
+# Samples come from the pre-trained model: it completes statements, the tuned one answers questions.
 mapfile -t prompts <data/prompts.txt
 prompt_flags=()
 for prompt in "${prompts[@]}"; do prompt_flags+=(--prompt "$prompt"); done
-NPUS_PER_NODE=2 TP=1 PP=2 CHECKPOINT=./ckpt_tuned job generate bash "$SCRIPTS/generate_glm4_9b_ms.sh" \
-    --seq-length 512 --max-new-tokens 16 "${prompt_flags[@]}"
+NPUS_PER_NODE=2 TP=1 CHECKPOINT=./ckpt_pretrained job generate bash "$SCRIPTS/generate_glm4_9b_ms.sh" \
+    --no-chat-template --max-new-tokens 8 "${prompt_flags[@]}"
+
+evaluate() {
+    NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=$1 DATA_PATH=data/mmlu/test bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" \
+        --seq-length "$LENGTH" --num-shots 0 --evaluation-batch-size 32 "${SAMPLES[@]}"
+}
+job evaluate_before evaluate ./ckpt_pretrained
+NPUS_PER_NODE=4 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_tuned DATA_PATH=dataset/tune \
+    job tune bash "$SCRIPTS/tune_glm4_9b_32k_full_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
+    --rotary-base 10000 --train-iters "$TUNE_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 1e-3 --min-lr 1e-4 \
+    --lr-warmup-fraction 0.1 --recompute-num-layers 1 --tensorboard-dir tensorboard/tune
 job evaluate_after evaluate ./ckpt_tuned
 MCORE_DIR=./ckpt_tuned job convert_mcore2hf bash "$SCRIPTS/ckpt_convert_glm4_mcore2hf.sh"
 

@@ -1,0 +1,1 @@
+"""One module per benchmark. Their paths appear in the log lines that users' tools read."""

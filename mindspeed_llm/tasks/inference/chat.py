@@ -1,0 +1,92 @@
+"""A conversation on rank 0's terminal: the model sees what was said before, and only new tokens are computed."""
+
+import sys
+from collections.abc import Sequence
+
+from mindspeed_llm.tasks.inference.choosing import Chooser
+from mindspeed_llm.tasks.inference.decoding import Limits, continue_from
+from mindspeed_llm.tasks.inference.generator import Generator, PromptLengthError
+from mindspeed_llm.tasks.inference.kv_cache import KVCache
+from mindspeed_llm.tasks.inference.prompting import Prompter
+from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
+
+HELP = "Commands: /clear forgets the conversation, /exit ends it (so does the end of the input), /help."
+
+
+class Conversation:
+    """What was said, and a cache of the tokens that the model has been through."""
+
+    def __init__(self, generator: Generator, prompter: Prompter, choose: Chooser, limits: Limits) -> None:
+        self._generator, self.prompter = generator, prompter
+        self._choose, self._limits = choose, limits
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.turns: list[str] = []
+        self._cache, self._cached = KVCache(), []
+
+    def ask(self, question: str, speaker: Speaker | None = None) -> str:
+        """The answer to the next question, shown on `speaker` as it arrives.
+
+        When the conversation no longer fits the model, its oldest turns are left out. Raises PromptLengthError,
+        leaving the conversation as it was, when the question alone is too long.
+        """
+        turns, prompt = self._fit([*self.turns, question])
+        same = _common_prefix(self._cached, prompt[:-1])
+        self._cache.truncate(same)
+        logits = self._generator.extend([self._cache], [prompt[same:]])
+        on_token = None if speaker is None else lambda _, token: speaker.push(token)
+        (answer,) = continue_from(self._generator, [self._cache], logits, self._choose, self._limits, on_token)
+        if speaker is not None:
+            speaker.finish()
+        self._cached = [*prompt, *answer.ids][:self._cache.length]
+        text = self.prompter.text(answer.ids)
+        self.turns = [*turns, text]
+        return text
+
+    def _fit(self, turns: list[str]) -> tuple[list[str], list[int]]:
+        while True:
+            prompt = self.prompter.conversation(turns)
+            if len(prompt) < self._generator.max_length or len(turns) == 1:
+                break
+            turns = turns[2:]
+        self._generator.check_length(prompt)
+        return turns, prompt
+
+
+def chat(conversation: Conversation, inbox: Inbox, speaks: bool) -> None:
+    """Talk until /exit or the end of the input. All ranks run this; the one that `speaks` writes to stdout."""
+
+    def show(text: str, end: str = "\n") -> None:
+        if speaks:
+            sys.stdout.write(text + end)
+            sys.stdout.flush()
+
+    show(HELP)
+    while True:
+        show("You: ", end="")
+        line = inbox.read()
+        if line is None or line.strip() == "/exit":
+            show("", end="\n" if line is None else "")
+            return
+        question = line.strip()
+        if question == "/clear":
+            conversation.clear()
+            show("(forgotten)")
+        elif question == "/help":
+            show(HELP)
+        elif question:
+            show("MindSpeed-LLM: ", end="")
+            try:
+                conversation.ask(question, Speaker(conversation.prompter.tokenizer, sys.stdout) if speaks else None)
+            except PromptLengthError as problem:
+                show(f"({problem})")
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many first entries are the same."""
+    for index, (a, b) in enumerate(zip(left, right)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

@@ -1,0 +1,178 @@
+"""Running the model forward over sequences that have a past: prefill and decode, under tensor and pipeline parallelism.
+
+New tokens of several sequences are joined along S with a batch of one, `(S, 1, ...)`: rotary angles are per position
+anyway, and attention runs sequence by sequence, each over its own cache. So prompts of different lengths need no
+padding, and a decode step of n sequences is one pass of n rows (the idea of Yu et al., "Orca", OSDI 2022: batch
+everything but attention).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor, mint
+from mindspore import dtype as mstype
+
+from mindspeed_llm import kernels
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_only
+from mindspeed_llm.core.transformer.layer import ForwardContext
+from mindspeed_llm.runtime.collectives import broadcast
+from mindspeed_llm.runtime.memory import from_numpy
+from mindspeed_llm.tasks.inference.kv_cache import Cache, KVCache
+from mindspeed_llm.tasks.inference.vocab_shard import VocabShard
+
+PASS_TOKENS = 4096  # a longer prompt goes through in pieces: bounds the memory of activations
+
+
+class PromptLengthError(UserError):
+    """An empty prompt, or one that leaves no room for an answer. Every rank raises it alike."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: `ids[i]` are new tokens of the sequence with the past `caches[i]`.
+
+    `wanted`: those i whose last new position's logits are asked for.
+    """
+
+    caches: list[Cache]
+    ids: list[Sequence[int]]
+    wanted: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Number of new tokens."""
+        return sum(len(ids) for ids in self.ids)
+
+
+class Generator:
+    """This rank's stage of a model, run over sequences with caches.
+
+    All ranks of a model replica call the same methods with the same arguments. `vocab_size` is the tokenizer's: higher
+    ids are padding and never chosen. `max_length` is the longest sequence in tokens, prompt and answer together.
+    """
+
+    def __init__(self, model: GPTModel, vocab_size: int, max_length: int) -> None:
+        self.model, self.state = model, model.state
+        self.vocab_size, self.max_length = vocab_size, max_length
+        self._scale = 1 / math.sqrt(model.model.kv_channels)
+
+    def prefill(self, prompts: list[Sequence[int]]) -> tuple[list[KVCache], VocabShard | None]:
+        """New caches holding `prompts` (token ids, of any lengths), and the logits after each prompt's last token.
+
+        The logits (rows in the order of the prompts) are on the last stage; None elsewhere. Raises as `check_length`.
+        """
+        for prompt in prompts:
+            self.check_length(prompt)
+        caches = [KVCache() for _ in prompts]
+        return caches, self.extend(caches, prompts)
+
+    def check_length(self, prompt: Sequence[int]) -> None:
+        """Raise PromptLengthError for an empty prompt or one that leaves no room for an answer."""
+        if not prompt:
+            raise PromptLengthError("the prompt is empty: give at least one token")
+        if len(prompt) >= self.max_length:
+            raise PromptLengthError(f"the prompt has {len(prompt)} tokens, but a sequence may have {self.max_length}, "
+                                    "answer included: shorten it, or raise --seq-length (at most "
+                                    "--max-position-embeddings)")
+
+    def decode(self, caches: list[KVCache], ids: Sequence[int]) -> VocabShard | None:
+        """Append one token to each sequence; the logits after it, as `prefill` gives them."""
+        return self.extend(caches, [[int(token)] for token in ids])
+
+    def extend(self, caches: list[KVCache], ids: list[Sequence[int]]) -> VocabShard | None:
+        """Append any number of tokens to each sequence; the logits after each one's last token."""
+        logits = self.run(plan_passes(caches, ids, PASS_TOKENS), _rows_as_numpy)
+        return VocabShard(logits, self.vocab_size, self.state.tp) if self.model.last else None
+
+    def run(self, passes: list[Pass], head: Callable[[Tensor], np.ndarray]) -> np.ndarray | None:
+        """Run passes one after the other through the stages, several under way at once where there are several stages.
+
+        `head` turns this rank's shard of a pass's wanted logits, `(rows, 1, V/T)`, into an array with a first axis of
+        rows. Returns these joined, on the last stage; None elsewhere, or when no logits were wanted.
+        """
+        results: list[np.ndarray] = []
+
+        def forward(number: int, received: Tensor | None) -> Tensor:
+            this = passes[number]
+            inputs = _token_column(this) if self.model.first else received
+            hidden = self.model.hidden_states(inputs, self._context(this))
+            for cache, ids in zip(this.caches, this.ids, strict=True):
+                cache.advance(len(ids))
+            if self.model.last and this.wanted:
+                results.append(head(self.model.logits(_last_rows(hidden, this))))
+            return hidden
+
+        hidden_size = self.model.model.hidden_size
+        program = StageProgram(forward, lambda number: (passes[number].tokens, 1, hidden_size),
+                               self.model.parameters.dtype)
+        forward_only(program, len(passes), self.state.pp)
+        return np.concatenate(results) if results else None
+
+    def agree(self, values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+        """The last stage's int32 or fp32 `values` of `shape` on every stage, as int32 bits."""
+        pp = self.state.pp
+        bits = np.zeros(shape, np.int32) if values is None else np.ascontiguousarray(values).view(np.int32)
+        return bits if pp.size == 1 else broadcast(from_numpy(bits), pp, pp.size - 1).asnumpy()
+
+    def _context(self, this: Pass) -> ForwardContext:
+        positions = np.concatenate([np.arange(cache.length, cache.length + len(ids))
+                                    for cache, ids in zip(this.caches, this.ids, strict=True)])
+        cos, sin = self.model.rotary(positions)
+        edges = np.cumsum([0, *(len(ids) for ids in this.ids)]).tolist()
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if len(this.caches) == 1:
+                return self._attend(this.caches[0], layer, q, k, v)
+            pieces = [self._attend(cache, layer, q[start:stop], k[start:stop], v[start:stop])
+                      for cache, start, stop in zip(this.caches, edges[:-1], edges[1:], strict=True)]
+            return mint.cat(pieces, dim=0)
+
+        return ForwardContext(cos, sin, attend)
+
+    def _attend(self, cache: Cache, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = cache.extend(layer, k, v)
+        if cache.length == 0:
+            return kernels.attention(q, keys, values, self._scale)
+        return kernels.primitives().attention_fwd(q, keys, values, self._scale, cache.length, 0)[0]
+
+
+def plan_passes(caches: Sequence[Cache], ids: Sequence[Sequence[int]], limit: int) -> list[Pass]:
+    """Split new tokens into passes of at most `limit` tokens: sequences share a pass, a longer one is cut in pieces."""
+    passes: list[Pass] = []
+    room = 0
+    for cache, tokens in zip(caches, ids, strict=True):
+        for start in range(0, len(tokens), limit):
+            piece = tokens[start:start + limit]
+            if len(piece) > room:
+                passes.append(Pass([], [], []))
+                room = limit
+            current = passes[-1]
+            if start + limit >= len(tokens):
+                current.wanted.append(len(current.ids))
+            current.caches.append(cache)
+            current.ids.append(piece)
+            room -= len(piece)
+            if start + limit < len(tokens):
+                room = 0  # the next piece needs this one's keys in the cache
+    return passes
+
+
+def _token_column(this: Pass) -> Tensor:
+    return from_numpy(np.concatenate([np.asarray(ids, np.int32) for ids in this.ids]).reshape(-1, 1))
+
+
+def _last_rows(hidden: Tensor, this: Pass) -> Tensor:
+    """Hidden states `(rows, 1, H)` of the wanted sequences' last positions."""
+    ends = np.cumsum([len(ids) for ids in this.ids])[this.wanted].tolist()
+    if len(ends) == hidden.shape[0]:
+        return hidden
+    rows = [hidden[end - 1:end] for end in ends]
+    return rows[0] if len(rows) == 1 else mint.cat(rows, dim=0)
+
+
+def _rows_as_numpy(logits: Tensor) -> np.ndarray:
+    return logits.astype(mstype.float32).asnumpy().reshape(logits.shape[0], -1)

@@ -1,0 +1,110 @@
+"""From a command line to a model that can run: device, kernels, groups, weights, tokenizer.
+
+Evaluation uses this too.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mindspeed_llm import kernels
+from mindspeed_llm.checkpoint import Checkpoint, open_checkpoint
+from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.shape import resolve
+from mindspeed_llm.core import parallel_state
+from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
+from mindspeed_llm.runtime import device
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """This rank's stage of a loaded model, with what belongs to it. `configs.model` is the checkpoint's shape."""
+
+    configs: Configs
+    state: ParallelState
+    model: GPTModel
+    tokenizer: Tokenizer
+
+    @property
+    def is_rank_0(self) -> bool:
+        """True on the rank that talks to the user."""
+        return self.state.world.rank == 0
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens: --seq-length where given, else the model's maximum positions."""
+        return self.configs.train.seq_length
+
+
+def load(configs: Configs) -> Loaded:
+    """Set up this process and load `--load` under the asked parallel sizes; rank 0 prints what was chosen.
+
+    The model's shape and rotary base come from the checkpoint's metadata. Raises UserError or FileNotFoundError when
+    there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
+    """
+    device.setup(configs.train.seed)
+    checkpoint = require_checkpoint(configs.checkpoint.load)
+    configs = _with_checkpoint(configs, checkpoint)
+    data = configs.data
+    tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type, not data.tokenizer_not_use_fast)
+    if tokenizer.vocab_size > configs.model.padded_vocab_size:
+        raise UserError(f"the tokenizer {data.tokenizer_name_or_path} has {tokenizer.vocab_size} ids, but the model of "
+                        f"{checkpoint.directory} only {configs.model.padded_vocab_size}: give the model's own "
+                        "tokenizer")
+    kernel_lines = kernels.setup(configs.train.params_dtype)
+    state = parallel_state.build(configs.model, configs.parallel)
+    if state.world.rank == 0:
+        sizes = f"parallel: TP {state.tp.size}, PP {state.pp.size}, DP {state.dp.size}"
+        print("\n".join([*configs.notes, *kernel_lines, sizes]), flush=True)
+    start = time.time()
+    model = GPTModel(configs.model, configs.parallel, state, device.dtype(configs.train.params_dtype), trainable=False)
+    load_weights(model, checkpoint, configs.train.params_dtype)
+    checkpoint.close()
+    if state.world.rank == 0:
+        print(f"loaded {checkpoint.directory} in {time.time() - start:.1f} s", flush=True)
+    return Loaded(configs, state, model, tokenizer)
+
+
+def require_checkpoint(load_dir: str | None) -> Checkpoint:
+    """Open the checkpoint of `--load`. Raises UserError or FileNotFoundError where there is none."""
+    if not load_dir:
+        raise UserError("--load must be given: the directory of an mcore checkpoint (random weights have nothing to "
+                        "say)")
+    if not Path(load_dir).is_dir():
+        raise FileNotFoundError(f"--load {load_dir}: no such directory; convert_ckpt.py or pretrain_gpt.py makes one")
+    checkpoint = open_checkpoint(load_dir)
+    if checkpoint is None:
+        raise FileNotFoundError(f"--load {load_dir} holds no checkpoint (no latest_checkpointed_iteration.txt): give a "
+                                "directory that convert_ckpt.py or pretrain_gpt.py has written")
+    return checkpoint
+
+
+def load_weights(model: GPTModel, checkpoint: Checkpoint, dtype: str) -> None:
+    """Fill the parameters of `model` from `checkpoint`, cast to `dtype` (fp32, bf16, fp16)."""
+    parameters = model.parameters
+    # bf16 is read as uint16: MindSpore has a numpy type of its own for it
+    numpy_dtype = min(parameters.tensors.values(), key=lambda tensor: tensor.size).asnumpy().dtype
+    for name, spec in parameters.specs.items():
+        stored = checkpoint.read(spec, parameters.tp_rank, parameters.tp_size, dtype)
+        parameters.load(name, stored.array.view(numpy_dtype))
+    parameters.buffer.push()
+
+
+def report_once(state: ParallelState, text: str) -> None:
+    """One line on stderr from rank 0."""
+    if state.world.rank == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _with_checkpoint(configs: Configs, checkpoint: Checkpoint) -> Configs:
+    # A few tokens a step: cutting them along the sequence has nothing to gain and a step of one token cannot be cut.
+    parallel = replace(configs.parallel, sequence_parallel=False)
+    if "noop_layers" not in configs.explicit:
+        parallel = replace(parallel, noop_layers=checkpoint.noop_layers)
+    resolved = resolve(replace(configs, parallel=parallel), checkpoint.model_config, str(checkpoint.directory))
+    checkpoint.require_model(resolved.model, parallel.noop_layers)
+    return resolved

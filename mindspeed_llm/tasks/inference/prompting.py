@@ -1,0 +1,41 @@
+"""From what the user says to token ids."""
+
+from collections.abc import Sequence
+
+from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.data.templates import Message, Template, get_template
+from mindspeed_llm.data.tokenizer import Tokenizer
+
+CHAT_TEMPLATE = "glm4"
+
+
+class Prompter:
+    """Writes prompts in the chat template of --prompt-type (default glm4), or as they are under --no-chat-template.
+
+    Either way the ids begin with the tokenizer's prefix (`[gMASK]<sop>`), without which GLM4 does badly.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Template | None) -> None:
+        self.tokenizer, self.template = tokenizer, template
+
+    @classmethod
+    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool) -> "Prompter":
+        """What the command line says. Raises UserError for an unknown template."""
+        data = configs.data
+        template = None if no_chat_template else get_template(data.prompt_type or CHAT_TEMPLATE, data.enable_thinking)
+        return cls(tokenizer, template)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of one question."""
+        return self.conversation([text])
+
+    def conversation(self, turns: Sequence[str]) -> list[int]:
+        """Ids of question, answer, question, ..., question. Without a template the turns are lines of one text."""
+        if self.template is None:
+            return self.tokenizer.encode("\n".join(turns), add_special=True)
+        messages = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)]
+        return self.template.encode_prompt(self.tokenizer, messages)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer's text; white space at its start belongs to the template."""
+        return self.tokenizer.decode(list(ids)).lstrip()

@@ -1,0 +1,65 @@
+"""Beam search against trying every answer, on the recorded model with its vocabulary cut down."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.tasks.inference.beam_search import beam_search
+from mindspeed_llm.tasks.inference.choosing import greedy
+from mindspeed_llm.tasks.inference.decoding import Limits, generate
+from mindspeed_llm.tasks.inference.generator import Generator
+from tests.inference.golden_model import full_logits, golden_generator
+
+VOCAB, LENGTH = 5, 3
+PROMPT = [70, 3, 41]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Generator(golden_generator().model, VOCAB, 64)
+
+
+def mean_log_prob(answer: tuple[int, ...]) -> float:
+    logits = full_logits([*PROMPT, *answer])[len(PROMPT) - 1:-1, :VOCAB].astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return float(np.mean(log_probs[np.arange(len(answer)), answer]))
+
+
+def every_answer(stop_ids: frozenset[int]) -> list[tuple[float, tuple[int, ...]]]:
+    """(score, ids) of all answers of up to LENGTH tokens, best first; a stop token ends one and is not in its ids."""
+    found = []
+    plain = [token for token in range(VOCAB) if token not in stop_ids]
+    for length in range(1, LENGTH + 1):
+        for body in itertools.product(plain, repeat=length - 1):
+            ends = range(VOCAB) if length == LENGTH else sorted(stop_ids)
+            for last in ends:
+                ids = body if last in stop_ids else (*body, last)
+                found.append((mean_log_prob((*body, last)), ids))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("stop_ids", [frozenset(), frozenset([2])])
+def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
+    best = every_answer(stop_ids)
+    beams = VOCAB if stop_ids == frozenset() else 4
+    found = beam_search(small, PROMPT, beams, Limits(LENGTH, stop_ids))
+    assert len(found) == beams
+    assert found[0].ids == best[0][1]
+    for hypothesis in found:
+        score = dict((ids, score) for score, ids in best)[hypothesis.ids]
+        assert hypothesis.score == pytest.approx(score, abs=1e-5)
+    assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
+
+
+def test_one_beam_is_greedy_search(small):
+    limits = Limits(6, frozenset())
+    (answer,) = generate(small, [PROMPT], greedy(), limits)
+    (hypothesis,) = beam_search(small, PROMPT, 1, limits)
+    assert hypothesis.ids == tuple(answer.ids)
+
+
+def test_more_beams_than_tokens(small):
+    with pytest.raises(UserError, match=r"--num-beams \(6\) must be at most"):
+        beam_search(small, PROMPT, 6, Limits(2, frozenset()))

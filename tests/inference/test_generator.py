@@ -1,0 +1,105 @@
+"""Prefill and decode with a KV cache give what whole passes give."""
+
+import numpy as np
+import pytest
+
+from mindspeed_llm.tasks.inference.choosing import greedy
+from mindspeed_llm.tasks.inference.decoding import Limits, generate
+from mindspeed_llm.tasks.inference.generator import PromptLengthError, plan_passes
+from mindspeed_llm.tasks.inference.kv_cache import KVCache, SharedPrefix
+from tests.inference.golden_model import full_logits, golden, golden_generator
+
+TOLERANCE = 1e-5  # fp32 rounding of logits of size 1; measured 9e-7
+LENGTHS = (3, 7, 1, 12)
+
+
+def prompts() -> list[list[int]]:
+    return [row[:length] for row, length in zip(golden()["ids"].tolist(), LENGTHS)]
+
+
+def test_cached_logits_equal_the_recorded_ones():
+    generator, ids = golden_generator(), golden()["ids"].tolist()
+    caches, logits = generator.prefill(prompts())
+    for step in range(4):
+        for row, length in enumerate(LENGTHS):
+            np.testing.assert_allclose(logits.logits[row], golden()["logits"][row, length - 1 + step], rtol=0,
+                                       atol=TOLERANCE)
+        logits = generator.decode(caches, [ids[row][length + step] for row, length in enumerate(LENGTHS)])
+    assert [cache.length for cache in caches] == [length + 4 for length in LENGTHS]
+
+
+def test_tolerance_sees_a_cache_that_is_off_by_one():
+    """Planted bug: the cache believes that it is one token longer."""
+    generator, row = golden_generator(), golden()["ids"].tolist()[0]
+    (cache,), _ = generator.prefill([row[:5]])
+    cache.length -= 1
+    wrong = generator.decode([cache], [row[5]]).logits[0]
+    assert np.abs(wrong - golden()["logits"][0, 5]).max() > 100 * TOLERANCE
+
+
+def test_prefill_in_pieces_equals_prefill_at_once(monkeypatch):
+    monkeypatch.setattr("mindspeed_llm.tasks.inference.generator.PASS_TOKENS", 5)
+    _, logits = golden_generator().prefill(prompts())
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(logits.logits[row], golden()["logits"][row, length - 1], rtol=0, atol=TOLERANCE)
+
+
+def test_passes_keep_the_limit_and_the_order():
+    caches = [KVCache() for _ in range(4)]
+    planned = plan_passes(caches, [[1, 2], [3], [4] * 7, [5, 6]], 3)
+    assert [one.tokens for one in planned] == [3, 3, 3, 3]
+    assert [one.wanted for one in planned] == [[0, 1], [], [], [0, 1]]
+    assert planned[3].caches == [caches[2], caches[3]]
+
+
+def test_cache_grows_over_its_steps(monkeypatch):
+    monkeypatch.setattr("mindspeed_llm.tasks.inference.kv_cache.STEP", 2)
+    row = golden()["ids"].tolist()[1]
+    generator = golden_generator()
+    (cache,), logits = generator.prefill([row[:1]])
+    for token in row[1:]:
+        logits = generator.decode([cache], [token])
+    np.testing.assert_allclose(logits.logits[0], golden()["logits"][1, -1], rtol=0, atol=TOLERANCE)
+
+
+def test_fork_and_truncate_do_not_touch_the_original():
+    generator, row = golden_generator(), golden()["ids"].tolist()[2]
+    (cache,), _ = generator.prefill([row[:6]])
+    twin = cache.fork()
+    twin.truncate(3)
+    generator.extend([twin], [[90, 91, 92, 93]])
+    logits = generator.decode([cache], [row[6]])
+    np.testing.assert_allclose(logits.logits[0], golden()["logits"][2, 6], rtol=0, atol=TOLERANCE)
+
+
+def test_shared_prefix_equals_a_whole_prompt():
+    generator, row = golden_generator(), golden()["ids"].tolist()[3]
+    (prefix,), _ = generator.prefill([row[:4]])
+    logits = generator.extend([SharedPrefix(prefix), SharedPrefix(prefix)], [row[4:9], row[4:11]])
+    assert prefix.length == 4
+    for index, last in enumerate((8, 10)):
+        np.testing.assert_allclose(logits.logits[index], golden()["logits"][3, last], rtol=0, atol=TOLERANCE)
+
+
+def test_greedy_equals_recomputing_everything():
+    stop = 51
+    answers = generate(golden_generator(), prompts(), greedy(), Limits(8, frozenset([stop])))
+    reasons = set()
+    for prompt, answer in zip(prompts(), answers, strict=True):
+        ids = list(prompt)
+        while len(ids) - len(prompt) < 8 and (token := int(full_logits(ids)[-1].argmax())) != stop:
+            ids.append(token)
+        assert answer.ids == ids[len(prompt):]
+        reasons.add(answer.reason)
+    assert reasons == {"stop", "length"}
+
+
+def test_generation_stops_at_the_longest_sequence():
+    (answer,) = generate(golden_generator(), [list(range(60))], greedy(), Limits(100, frozenset()))
+    assert (len(answer.ids), answer.reason) == (4, "positions")
+
+
+@pytest.mark.parametrize(("prompt", "words"), [([], "empty"), ([1] * 64, "64 tokens.*--seq-length")])
+def test_prompt_that_cannot_be_answered(prompt, words):
+    with pytest.raises(PromptLengthError, match=words):
+        golden_generator().prefill([prompt])

@@ -1,0 +1,137 @@
+"""inference.py as a whole, in one process: what it prints and what it refuses; the conversation."""
+
+import io
+import re
+
+import pytest
+
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.runtime.collectives import world
+from mindspeed_llm.tasks.inference import run
+from mindspeed_llm.tasks.inference.chat import Conversation, chat
+from mindspeed_llm.tasks.inference.choosing import greedy
+from mindspeed_llm.tasks.inference.decoding import Limits
+from mindspeed_llm.tasks.inference.generator import Generator
+from mindspeed_llm.tasks.inference.loading import load
+from mindspeed_llm.tasks.inference.prompting import Prompter
+from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
+from tests.inference.tiny_job import configs, write_job
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inference_job")
+    write_job(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load(configs("inference", folder))
+
+
+def conversation(loaded, max_length=None):
+    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, max_length or loaded.max_length)
+    prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
+    return Conversation(generator, prompter, greedy(), Limits(6, frozenset(loaded.tokenizer.stop_ids)))
+
+
+def blocks(text):
+    pattern = r"=+ ([\w ]+) =+\nYou:\n(.*?)\n\nMindSpeed-LLM:\n(.*?)\n=+\n"
+    return re.findall(pattern, text, re.DOTALL)
+
+
+def test_tasks_print_their_blocks(folder, capsys):
+    run(configs("inference", folder, "--task", "greedy", "do_sample", "beam_search", "--prompt", "A. one", "--prompt",
+                "B. two", "--max-new-tokens", "6", "--num-beams", "2"))
+    out = capsys.readouterr().out
+    assert "parallel: TP 1, PP 1, DP 1\n" in out
+    found = blocks(out)
+    assert [title for title, _, _ in found] == ["Greedy Search"] * 2 + ["Do Sample"] * 2 + ["Beam Search"] * 2
+    assert [prompt for _, prompt, _ in found] == ["A. one", "B. two"] * 3
+    assert len(re.findall(r"^elapsed: [\d.]+ s \| new tokens: \d+ \| tokens/s: [\d.]+ \| ended by: ", out, re.M)) == 2
+    assert len(re.findall(r"^elapsed: [\d.]+ s \| new tokens: \d+ \| score: -[\d.]+$", out, re.M)) == 2
+
+
+def test_a_single_prompt_streams_what_several_print(folder, capsys):
+    flags = ("--max-new-tokens", "12", "--no-chat-template", "--task", "do_sample", "--top-k", "20", "--seed", "7")
+    run(configs("inference", folder, *flags, "--prompt", "A. one"))
+    streamed = blocks(capsys.readouterr().out)[0]
+    run(configs("inference", folder, *flags, "--prompt", "A. one", "--prompt", "B. two"))
+    assert blocks(capsys.readouterr().out)[0] == streamed
+    assert streamed[2]
+
+
+def test_chat_template_and_plain_prompts_differ(loaded):
+    tokenizer = loaded.tokenizer
+    plain = Prompter.of(loaded.configs, tokenizer, no_chat_template=True).prompt("A. one")
+    chatted = Prompter.of(loaded.configs, tokenizer, no_chat_template=False).prompt("A. one")
+    assert plain == tokenizer.bos_prefix + tokenizer.encode("A. one")
+    assert chatted[:3] == [*tokenizer.bos_prefix, tokenizer.special("<|user|>")]
+    assert chatted[-1] == tokenizer.special("<|assistant|>")
+
+
+def test_conversation_continues_from_its_cache(loaded):
+    """The second answer out of the cache is the one that a fresh pass over the whole conversation gives."""
+    talk = conversation(loaded)
+    first = talk.ask("A. one")
+    cached = talk._cache.length
+    assert cached > 0
+    second = talk.ask("B. two")
+    fresh = conversation(loaded)
+    fresh.turns = ["A. one", first]
+    assert fresh.ask("B. two") == second
+    assert talk.turns == ["A. one", first, "B. two", second]
+
+
+def test_conversation_drops_its_oldest_turns(loaded):
+    talk = conversation(loaded, max_length=60)
+    for question in ("A. one", "B. two", "C. three", "D. four"):
+        talk.ask(question)
+    assert talk.turns[-2] == "D. four"
+    assert len(talk.turns) < 8
+
+
+def test_chat_commands(loaded, capsys):
+    talk = conversation(loaded)
+    stdin = io.StringIO("A. one\n\n/clear\nB. two\n/help\n" + "word " * 400 + "\n/exit\nnever read\n")
+    chat(talk, Inbox(world(), stdin), speaks=True)
+    out = capsys.readouterr().out
+    assert out.count("MindSpeed-LLM: ") == 3
+    assert "(forgotten)" in out and out.count("/clear forgets") == 2
+    assert re.search(r"\(the prompt has \d+ tokens", out)
+    assert talk.turns[0] == "B. two" and len(talk.turns) == 2
+    assert stdin.read() == "never read\n"
+
+
+def test_speaker_holds_incomplete_characters_back(loaded):
+    out = io.StringIO()
+    speaker = Speaker(loaded.tokenizer, out)
+    shown = []
+    for token in loaded.tokenizer.encode("\n 你A"):
+        speaker.push(token)
+        shown.append(out.getvalue())
+    speaker.finish()
+    assert out.getvalue() == "你A\n"
+    assert all("\ufffd" not in text for text in shown)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--load", "missing"), "--load missing: no such directory"),
+    (("--load", "."), "holds no checkpoint"),
+    (("--num-layers", "6"), r"--num-layers \(6\) contradicts the checkpoint"),
+    (("--pipeline-model-parallel-size", "3"), r"--num-layers \(4\) must be divisible"),
+    (("--pipeline-model-parallel-size", "2"), r"world size \(1\) must be a multiple"),
+    (("--prompt", "word " * 400), r"the prompt has \d+ tokens, but a sequence may have 320"),
+])
+def test_mistakes_are_named(folder, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UserError, FileNotFoundError), match=words):
+        run(configs("inference", folder, *flags))
+
+
+def test_no_checkpoint_at_all(folder):
+    model_flags = ("--num-layers", "4", "--hidden-size", "32", "--num-attention-heads", "4", "--padded-vocab-size",
+                   "352")
+    with pytest.raises(UserError, match="--load must be given"):
+        run(configs("inference", folder, "--load", "", *model_flags))

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.tasks.quickstart.__main__ import main
+
+SHAPE = ("--num-layers 2 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 2 --group-query-attention "
+         "--num-query-groups 1 --kv-channels 16 --padded-vocab-size 1024 --add-qkv-bias --swiglu --seq-length 128 "
+         "--max-position-embeddings 128 --untie-embeddings-and-output-weights").split()
+
+
+def test_make_data(tmp_path, capsys):
+    main(["make-data", "--save-dir", str(tmp_path / "data"), "--documents", "20", "--seed", "5"])
+    assert len((tmp_path / "data/pretrain.jsonl").read_text().splitlines()) == 20
+    assert "384 test questions about the other 48" in capsys.readouterr().out
+
+
+def test_make_model_takes_the_training_flags(tmp_path):
+    main(["make-model", "--save-dir", str(tmp_path / "hf"), "--seed", "5", *SHAPE])
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert (config["num_layers"], config["ffn_hidden_size"], config["seq_length"]) == (2, 64, 128)
+
+
+def test_model_and_data_of_one_seed_belong_together(tmp_path):
+    """The tokenizer holds the names of the data made with the same seed as single tokens."""
+    from mindspeed_llm.data.tokenizer import load_tokenizer
+
+    main(["make-model", "--save-dir", str(tmp_path / "hf"), "--seed", "5", *SHAPE])
+    main(["make-data", "--save-dir", str(tmp_path / "data"), "--documents", "20", "--seed", "5"])
+    tokenizer = load_tokenizer(str(tmp_path / "hf"))
+    name = (tmp_path / "data/prompts.txt").read_text().split()[1]
+    assert len(tokenizer.encode(" " + name)) == 1
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["make-model", "--save-dir", "x"], "needs the model flags"),
+    (["make-model", "--save-dir", "x", "--num-leyers", "4"], "did you mean --num-layers"),
+    (["make-data", "--save-dir", "x", "--bad"], "unknown argument '--bad' of make-data"),
+    (["make-data"], "--save-dir"),
+    (["bake-data"], "bake-data"),
+])
+def test_wrong_command_lines(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(argv)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,21 @@
+"""Flags and data of a tiny training job."""
+
+import numpy as np
+
+from mindspeed_llm.data.indexed_dataset import IndexedDatasetBuilder
+
+SHAPE = ("--num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4 --group-query-attention "
+         "--num-query-groups 2 --kv-channels 8 --padded-vocab-size 320 --add-qkv-bias --disable-bias-linear --swiglu "
+         "--normalization RMSNorm --position-embedding-type rope --untie-embeddings-and-output-weights "
+         "--max-position-embeddings 32 --seq-length 32").split()
+SCHEDULE = ("--micro-batch-size 2 --global-batch-size 4 --train-iters 6 --lr 1e-2 --lr-decay-style cosine --min-lr 1e-3 "
+            "--lr-warmup-fraction 0.2 --weight-decay 0.1 --clip-grad 1.0 --eval-iters 0").split()
+
+
+def write_documents(prefix, documents, dtype=np.int32):
+    """An indexed data set with one sequence per document."""
+    with IndexedDatasetBuilder(prefix, dtype) as builder:
+        for document in documents:
+            builder.add_item(document)
+            builder.end_document()
+        builder.finalize()
