@@ -1,12 +1,15 @@
 """From data sets to the micro-batches of one optimizer step, as this rank sees them."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mindspore import Tensor
 
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.core.context_parallel.partition import ULYSSES
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.batch import build_train_valid_test, collate
 from mindspeed_llm.data.samplers import BatchSampler
@@ -61,6 +64,7 @@ class Batches:
         samples = (train.train_iters * train.global_batch_size,
                    evaluations * train.eval_iters * train.global_batch_size, 0)
         instruction = data.is_instruction_dataset
+        data = replace(data, pad_to_multiple_of=_length_multiple(data.pad_to_multiple_of, configs.parallel))
         pad_id = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type).pad_id if instruction else None
         training, validation, _ = build_train_valid_test(
             data, seq_length=train.seq_length, seed=train.seed, num_samples=samples, instruction=instruction,
@@ -85,6 +89,14 @@ class Batches:
     def _stream(self, dataset, consumed_samples: int) -> Iterator[MicroBatch]:
         sampler = BatchSampler(len(dataset), consumed_samples, self._micro_batch_size, self._dp.rank, self._dp.size)
         return (micro_batch(collate([dataset[index] for index in indices], self._pad_id)) for indices in sampler)
+
+
+def _length_multiple(asked: int, parallel: ParallelConfig) -> int:
+    """What sequence lengths must be multiples of so that context and sequence parallelism can cut them evenly."""
+    pieces = parallel.context_parallel_size * (1 if parallel.context_parallel_algo == ULYSSES else 2)
+    if parallel.context_parallel_size == 1:
+        pieces = 1
+    return math.lcm(asked, pieces * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1))
 
 
 def to_device(array: np.ndarray | None) -> Tensor | None:

@@ -11,7 +11,8 @@ from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer, StepResult
 from mindspeed_llm.core.optimizer.schedule import learning_rate
-from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward_1f1b, forward_only
+from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
+from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import device
 from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches, MicroBatch, to_device
@@ -69,9 +70,9 @@ class Trainer:
         """
         micro_batches = self.batches.training_step()
         self.optimizer.zero_grad()
-        program = self._program(micro_batches)
+        self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        losses = forward_backward_1f1b(program, len(micro_batches), self.state.pp, seed)
+        losses = forward_backward(self._programs(micro_batches), len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
         loss = self._mean_loss(losses, len(micro_batches))
@@ -79,20 +80,24 @@ class Trainer:
         tokens = sum(micro.tokens.size for micro in micro_batches) * self.state.dp.size
         return loss, result, tokens
 
-    def _program(self, micro_batches: list[MicroBatch]) -> StageProgram:
-        chunk = self.chunks[0]
+    def _programs(self, micro_batches: list[MicroBatch]) -> list[StageProgram]:
+        return [self._program(chunk, micro_batches) for chunk in self.chunks]
 
+    def _program(self, chunk: GPTModel, micro_batches: list[MicroBatch]) -> StageProgram:
         def forward(number: int, received: Tensor | None) -> Tensor:
             micro = micro_batches[number]
             context = chunk.training_context(micro.seq_length, to_device(micro.cu_seqlens))
-            hidden = chunk.hidden_states(to_device(micro.tokens) if chunk.first else received, context)
+            hidden = chunk.hidden_states(local(micro.tokens) if chunk.first else received, context)
             if not chunk.last:
                 return hidden
-            return (chunk.token_losses(hidden, to_device(micro.labels)) * to_device(micro.loss_weights)).sum()
+            return (chunk.token_losses(hidden, local(micro.labels)) * local(micro.loss_weights)).sum()
+
+        def local(array: np.ndarray) -> Tensor:
+            return to_device(chunk.local_part(array))
 
         def input_shape(number: int) -> tuple[int, ...]:
             micro = micro_batches[number]
-            return hidden_shape(self.configs.model, self.state, micro.seq_length, micro.batch)
+            return hidden_shape(self.configs.model, self.state, micro.seq_length // self.state.cp.size, micro.batch)
 
         return StageProgram(forward, input_shape, device.dtype(self.session.params_dtype))
 
@@ -108,7 +113,7 @@ class Trainer:
         self.skipped += not result.updated
         self.nans += not math.isfinite(loss)
         if bad and self.configs.train.check_for_nan_in_loss_and_grad and not self.scale.dynamic:
-            name = gradients.first_bad_parameter(self.chunks) or "none on this rank"
+            name = gradients.first_bad_anywhere(self.chunks, self.state) or "none"
             raise FloatingPointError(
                 f"iteration {self.progress.iteration + 1}: loss {loss}, gradient norm {result.grad_norm}; first parameter "
                 f"with a NaN or infinite gradient: {name}. Lower --lr, check the data, or pass "
@@ -129,7 +134,7 @@ class Trainer:
         losses = []
         for _ in range(self.configs.train.eval_iters):
             micro_batches = self.batches.validation_step()
-            outputs = forward_only(self._program(micro_batches), len(micro_batches), self.state.pp)
+            outputs = forward_only(self._programs(micro_batches), len(micro_batches), self.state.pp)
             losses.append(self._mean_loss(outputs, len(micro_batches)))
         loss = float(np.mean(losses))
         self.session.say(f" validation loss at iteration {self.progress.iteration} | lm loss value: {loss:.6E} | "

@@ -59,7 +59,7 @@ launch() {
     local first_local=$((NODE_RANK * NPUS_PER_NODE)) tail_pid=
     if ((NODE_RANK == 0)); then
         : >"$log_dir/worker_0.log"
-        tail -n +1 -F "$log_dir/worker_0.log" 2>/dev/null > >(grep --line-buffered -v '^\[INFO\] DISTRIBUTED') &
+        tail -n +1 -F "$log_dir/worker_0.log" 2>/dev/null &
         tail_pid=$!
     fi
     msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" --master_addr "$MASTER_ADDR" \

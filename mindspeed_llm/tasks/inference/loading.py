@@ -8,16 +8,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mindspeed_llm import kernels
 from mindspeed_llm.checkpoint import Checkpoint, open_checkpoint
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.shape import resolve
-from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.runtime import device
+from mindspeed_llm.training import session
+from mindspeed_llm.training.checkpointing import load_weights
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,22 @@ def load(configs: Configs) -> Loaded:
     The model's shape and rotary base come from the checkpoint's metadata. Raises UserError or FileNotFoundError when
     there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
     """
-    device.setup(configs.train.seed)
+    session.join(configs.train.seed, configs.parallel)
     checkpoint = require_checkpoint(configs.checkpoint.load)
     configs = _with_checkpoint(configs, checkpoint)
-    data = configs.data
+    data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type, not data.tokenizer_not_use_fast)
     if tokenizer.vocab_size > configs.model.padded_vocab_size:
         raise UserError(f"the tokenizer {data.tokenizer_name_or_path} has {tokenizer.vocab_size} ids, but the model of "
                         f"{checkpoint.directory} only {configs.model.padded_vocab_size}: give the model's own "
                         "tokenizer")
-    kernel_lines = kernels.setup(configs.train.params_dtype)
-    state = parallel_state.build(configs.model, configs.parallel)
-    if state.world.rank == 0:
-        sizes = f"parallel: TP {state.tp.size}, PP {state.pp.size}, DP {state.dp.size}"
-        print("\n".join([*configs.notes, *kernel_lines, sizes]), flush=True)
+    rank = session.start(configs.model, configs.parallel, dtype, configs.notes)
     start = time.time()
-    model = GPTModel(configs.model, configs.parallel, state, device.dtype(configs.train.params_dtype), trainable=False)
-    load_weights(model, checkpoint, configs.train.params_dtype)
+    model = GPTModel(configs.model, configs.parallel, rank.state, device.dtype(dtype), trainable=False)
+    load_weights([model], checkpoint, dtype)
     checkpoint.close()
-    if state.world.rank == 0:
-        print(f"loaded {checkpoint.directory} in {time.time() - start:.1f} s", flush=True)
-    return Loaded(configs, state, model, tokenizer)
+    rank.say(f"loaded {checkpoint.directory} in {time.time() - start:.1f} s")
+    return Loaded(configs, rank.state, model, tokenizer)
 
 
 def require_checkpoint(load_dir: str | None) -> Checkpoint:
@@ -81,17 +76,6 @@ def require_checkpoint(load_dir: str | None) -> Checkpoint:
         raise FileNotFoundError(f"--load {load_dir} holds no checkpoint (no latest_checkpointed_iteration.txt): give a "
                                 "directory that convert_ckpt.py or pretrain_gpt.py has written")
     return checkpoint
-
-
-def load_weights(model: GPTModel, checkpoint: Checkpoint, dtype: str) -> None:
-    """Fill the parameters of `model` from `checkpoint`, cast to `dtype` (fp32, bf16, fp16)."""
-    parameters = model.parameters
-    # bf16 is read as uint16: MindSpore has a numpy type of its own for it
-    numpy_dtype = min(parameters.tensors.values(), key=lambda tensor: tensor.size).asnumpy().dtype
-    for name, spec in parameters.specs.items():
-        stored = checkpoint.read(spec, parameters.tp_rank, parameters.tp_size, dtype)
-        parameters.load(name, stored.array.view(numpy_dtype))
-    parameters.buffer.push()
 
 
 def report_once(state: ParallelState, text: str) -> None:

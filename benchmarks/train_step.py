@@ -1,0 +1,209 @@
+"""Speed and memory of a GLM step against Hugging Face's GlmForCausalLM on PyTorch, same weights, same batch, in one run.
+
+    python benchmarks/train_step.py --peer-python path/to/venv/bin/python --dtype fp32 --seq 512
+
+The peer's environment needs torch and transformers (pip install torch==2.13.0 transformers==5.23 'numpy<2'). Two worker
+processes take turns, ours, theirs, ours, ...; medians and their ratio are printed, and the peak of resident memory beyond what
+import took. A step is forward, backward and AdamW (the peer's fused); --forward-only leaves the last two out.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+BENCH = {"num_layers": 4, "hidden_size": 1024, "ffn_hidden_size": 3424, "num_attention_heads": 8, "num_query_groups": 2,
+         "kv_channels": 128, "padded_vocab_size": 8192, "max_position_embeddings": 32768, "add_qkv_bias": True}
+
+
+def resident_mb(field: str) -> float:
+    """VmRSS or VmHWM of this process in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write_inputs(path: Path, batch: int, seq: int) -> None:
+    """Random weights in Megatron's names and one batch."""
+    sys.path.insert(0, str(ROOT))
+    from mindspeed_llm.config.model import ModelConfig
+    from mindspeed_llm.core.sharding import model_specs
+    rng = np.random.default_rng(0)
+    arrays = {spec.name: (np.ones(spec.shape, np.float32) if spec.init == "ones" else
+                          rng.standard_normal(spec.shape, np.float32) * np.float32(0.02))
+              for spec in model_specs(ModelConfig(**BENCH))}
+    ids = rng.integers(0, BENCH["padded_vocab_size"], (2, batch, seq))
+    np.savez(path, ids=ids[0], labels=ids[1], **arrays)
+
+
+def ours(data, options):
+    """Returns (step function giving the loss, description)."""
+    sys.path.insert(0, str(ROOT))
+    from mindspore import Tensor
+
+    from mindspeed_llm import kernels
+    from mindspeed_llm.checkpoint.dtypes import cast
+    from mindspeed_llm.config.model import ModelConfig
+    from mindspeed_llm.config.parallel import ParallelConfig
+    from mindspeed_llm.config.training import OptimizerConfig
+    from mindspeed_llm.core import parallel_state
+    from mindspeed_llm.core.gpt_model import GPTModel
+    from mindspeed_llm.core.optimizer.optimizer import Optimizer
+    from mindspeed_llm.runtime import autograd, device
+    device.setup()
+    kernels.setup(options.dtype)
+    yield  # imports are done: memory is measured from here
+    model, parallel = ModelConfig(**BENCH), ParallelConfig()
+    state = parallel_state.build(model, parallel)
+    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=not options.forward_only)
+    for name in chunk.parameters.specs:
+        chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
+    ids, labels = (Tensor(np.ascontiguousarray(data[key].T.astype(np.int32))) for key in ("ids", "labels"))
+    weights = Tensor(np.full(ids.shape, 1 / ids.size, np.float32))
+    one = Tensor(np.float32(1))
+    optimizer = None if options.forward_only else Optimizer([chunk], OptimizerConfig(), state, False)
+
+    def forward():
+        hidden = chunk.hidden_states(ids, chunk.training_context(ids.shape[0]))
+        return (chunk.token_losses(hidden, labels) * weights).sum()
+
+    def step():
+        if options.forward_only:
+            with autograd.no_grad():
+                return float(forward())
+        optimizer.zero_grad()
+        loss = forward()
+        autograd.backward((loss,), (one,))
+        optimizer.step(1e-4, 1.0)
+        return float(loss)
+    yield step
+
+
+def peer(data, options):
+    """The same with PyTorch."""
+    import torch
+    from transformers import GlmConfig, GlmForCausalLM
+    torch.set_num_threads(options.threads)
+    yield
+    dim, groups = BENCH["kv_channels"], BENCH["num_query_groups"]
+    config = GlmConfig(
+        vocab_size=BENCH["padded_vocab_size"], hidden_size=BENCH["hidden_size"],
+        intermediate_size=BENCH["ffn_hidden_size"], num_hidden_layers=BENCH["num_layers"],
+        num_attention_heads=BENCH["num_attention_heads"], num_key_value_heads=groups, head_dim=dim,
+        rms_norm_eps=1.5625e-07, attention_bias=True, max_position_embeddings=BENCH["max_position_embeddings"],
+        tie_word_embeddings=False, pad_token_id=0, attn_implementation="sdpa",
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5})
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    with torch.device("meta"):
+        model = GlmForCausalLM(config)
+    model = model.to(dtype).to_empty(device="cpu")
+    inverse = 10000.0 ** -(torch.arange(0, dim // 2, 2).float() / (dim // 2))
+    model.model.rotary_emb.inv_freq = inverse
+    model.model.rotary_emb.original_inv_freq = inverse
+    named = {"model.embed_tokens.weight": data["embedding.word_embeddings.weight"],
+             "model.norm.weight": data["decoder.final_layernorm.weight"], "lm_head.weight": data["output_layer.weight"]}
+    for i in range(BENCH["num_layers"]):
+        hf, mc = f"model.layers.{i}.", f"decoder.layers.{i}."
+        for kind in ("weight", "bias"):
+            whole = data[f"{mc}self_attention.linear_qkv.{kind}"]
+            per_group = whole.reshape(groups, -1, *whole.shape[1:])
+            for name, part in zip("qkv", np.split(per_group, [per_group.shape[1] - 2 * dim, per_group.shape[1] - dim], 1)):
+                named[f"{hf}self_attn.{name}_proj.{kind}"] = part.reshape(-1, *whole.shape[1:])
+        for hf_name, mc_name in (("self_attn.o_proj", "self_attention.linear_proj"), ("input_layernorm",) * 2,
+                                 ("post_attention_layernorm", "pre_mlp_layernorm"),
+                                 ("mlp.gate_up_proj", "mlp.linear_fc1"), ("mlp.down_proj", "mlp.linear_fc2")):
+            named[f"{hf}{hf_name}.weight"] = data[f"{mc}{mc_name}.weight"]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(named.pop(name))))
+    ids, labels = torch.from_numpy(data["ids"]), torch.from_numpy(data["labels"])
+    optimizer = None if options.forward_only else torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95),
+                                                                    weight_decay=0.1, fused=True)
+
+    def forward():
+        logits = model(input_ids=ids, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.view(-1))
+
+    def step():
+        if options.forward_only:
+            with torch.no_grad():
+                return float(forward())
+        optimizer.zero_grad()
+        loss = forward()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss)
+    yield step
+
+
+def work(options) -> None:
+    """A worker: one step per line on stdin, its result as JSON on stdout."""
+    with np.load(options.data) as loaded:
+        data = {key: loaded[key] for key in loaded.files}
+    maker = {"ours": ours, "peer": peer}[options.worker](data, options)
+    next(maker)
+    imported = resident_mb("VmRSS")
+    step = next(maker)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        loss = step()
+        print(json.dumps({"seconds": time.perf_counter() - started, "loss": loss,
+                          "peak_mb": resident_mb("VmHWM") - imported}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.npz"
+        write_inputs(path, options.batch, options.seq)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+        jobs = {name: subprocess.Popen([python, __file__, *sys.argv[1:], "--worker", name, "--data", str(path)],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+                for name, python in (("ours", sys.executable), ("peer", options.peer_python))}
+        results = {name: [] for name in jobs}
+        for _ in range(options.steps + 2):  # the first two warm up
+            for name, job in jobs.items():
+                job.stdin.write("step\n")
+                job.stdin.flush()
+                results[name].append(json.loads(job.stdout.readline()))
+        for job in jobs.values():
+            job.stdin.close()
+            job.wait()
+    tokens = options.batch * options.seq
+    medians = {}
+    for name, found in results.items():
+        medians[name] = statistics.median(result["seconds"] for result in found[2:])
+        print(f"{name}: median {medians[name] * 1000:.1f} ms, {tokens / medians[name]:.0f} tokens/s, peak "
+              f"{found[-1]['peak_mb']:.0f} MB, first loss {found[0]['loss']:.6f}, last {found[-1]['loss']:.6f}")
+    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(results["ours"][2:], results["peer"][2:])]
+    print(f"{options.dtype} {options.batch} x {options.seq}{' forward' if options.forward_only else ''}: ours is "
+          f"{medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs {min(ratios):.2f}-{max(ratios):.2f}), memory "
+          f"{results['ours'][-1]['peak_mb'] / results['peer'][-1]['peak_mb']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
