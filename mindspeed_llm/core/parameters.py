@@ -1,6 +1,8 @@
 """A rank's parameters: created from the sharding description, initialised alike under every parallel layout."""
 
 import hashlib
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
@@ -10,41 +12,84 @@ from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.runtime.memory import FlatBuffer, numpy_dtype
 
+BUCKET_ELEMENTS = 40_000_000  # of a gradient bucket that is reduced while backward goes on
 _BLOCK_ROWS = 4096  # a whole-model tensor is drawn in blocks of rows, so that a shard draws little more than its own
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A range of the flat buffers that is reduced and gathered as one message, and the parameters in it.
+
+    `late`: their gradients are complete only when backward has ended.
+    """
+
+    start: int
+    stop: int
+    names: tuple[str, ...]
+    late: bool
 
 
 class ParameterSet:
     """Tensors of one rank by global name, in one flat buffer, each with its `main_grad` in a second one (fp32).
 
-    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference).
-    `multiple_of` pads the buffers so that they divide evenly among data-parallel ranks.
+    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). Every bucket is padded to
+    a multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks. Without `bucketed` there is one
+    bucket, in forward order; with it there are several, and the parameters named in `late` have one of their own at the end.
     """
 
     def __init__(self, specs: list[TensorSpec], tp_rank: int, tp_size: int, dtype: mstype.Type, *,
-                 trainable: bool = True, multiple_of: int = 1) -> None:
+                 trainable: bool = True, multiple_of: int = 1, bucketed: bool = False, late: Set[str] = frozenset()) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
-        shapes = [spec.local_shape(tp_rank, tp_size) for spec in specs]
-        self.buffer = FlatBuffer(shapes, dtype, multiple_of)
-        self.tensors: dict[str, Tensor] = dict(zip(self.specs, self.buffer.views, strict=True))
-        self.ranges = dict(zip(self.specs, zip(self.buffer.offsets[:-1], self.buffer.offsets[1:], strict=True),
-                               strict=True))
-        self.grads = FlatBuffer(shapes, mstype.float32, multiple_of) if trainable else None
+        contents = _bucket_contents(specs, tp_rank, tp_size, late) if bucketed else [(specs, True)]
+        shapes, named, ends = _padded_shapes([content for content, _ in contents], tp_rank, tp_size, multiple_of)
+        self.buffer = FlatBuffer(shapes, dtype)
+        views = dict(zip(named, self.buffer.views, strict=True))
+        ranges = dict(zip(named, zip(self.buffer.offsets[:-1], self.buffer.offsets[1:], strict=True), strict=True))
+        self.tensors: dict[str, Tensor] = {name: views[name] for name in self.specs}
+        self.ranges = {name: ranges[name] for name in self.specs}
+        self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), is_late)
+                        for start, stop, (content, is_late) in zip([0, *ends[:-1]], ends, contents, strict=True)]
+        self.grads = FlatBuffer(shapes, mstype.float32) if trainable else None
+        self._arriving: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         if trainable:
-            for tensor, main_grad in zip(self.buffer.views, self.grads.views, strict=True):
+            main_grads = dict(zip(named, self.grads.views, strict=True))
+            for name, tensor in self.tensors.items():
                 tensor.requires_grad_(True)
-                tensor.main_grad = main_grad
+                tensor.main_grad = main_grads[name]
+
+    def arriving(self, names: tuple[str, ...], complete: Callable[[], None]) -> None:
+        """Note that values of these parameters are on their way; `complete()` waits for them and puts them in place."""
+        self._arriving.append((names, complete))
+
+    def settle(self, prefix: str = "") -> None:
+        """Wait until the values of parameters whose names start with `prefix` are in place.
+
+        To be called before using tensors taken from here earlier; taking one waits for all.
+        """
+        while any(name.startswith(prefix) for names, _ in self._arriving for name in names):
+            self._arriving.pop(0)[1]()
+
+    def place(self, bucket: Bucket, values: Tensor) -> None:
+        """Put a bucket's values, flat and padded, into the parameters."""
+        self.buffer.store(bucket.start, values)
+        if not self.buffer.shared:
+            for name in bucket.names:
+                start, stop = self.ranges[name]
+                self.tensors[name].copy_(values[start - bucket.start:stop - bucket.start].reshape(self.tensors[name].shape))
 
     def __getitem__(self, name: str) -> Tensor:
+        self.settle()
         return self.tensors[name]
 
     def get(self, name: str) -> Tensor | None:
         """The tensor of that global name, or None if this rank has none."""
+        self.settle()
         return self.tensors.get(name)
 
     def numel(self) -> int:
         """Number of parameters of this rank."""
-        return self.buffer.offsets[-1]
+        return sum(stop - start for start, stop in self.ranges.values())
 
     def load(self, name: str, array: np.ndarray) -> None:
         """Set a parameter from a local shard of the parameter's dtype; bf16 may come as its 16 bits (uint16)."""
@@ -65,6 +110,37 @@ class ParameterSet:
         for name, spec in self.specs.items():
             self.load(name, _initial_shard(spec, self.tp_rank, self.tp_size, model, seed).astype(dtype))
         self.buffer.push()
+
+
+def _bucket_contents(specs: list[TensorSpec], rank: int, size: int,
+                     late: Set[str]) -> list[tuple[list[TensorSpec], bool]]:
+    """Early parameters in forward order, cut where BUCKET_ELEMENTS is reached; then the late ones."""
+    contents: list[tuple[list[TensorSpec], bool]] = []
+    filled = BUCKET_ELEMENTS
+    for spec in specs:
+        if spec.name in late:
+            continue
+        if filled >= BUCKET_ELEMENTS:
+            contents.append(([], False))
+            filled = 0
+        contents[-1][0].append(spec)
+        filled += int(np.prod(spec.local_shape(rank, size)))
+    return [*contents, ([spec for spec in specs if spec.name in late], True)]
+
+
+def _padded_shapes(contents: list[list[TensorSpec]], rank: int, size: int,
+                   multiple_of: int) -> tuple[list[tuple[int, ...]], list[str], list[int]]:
+    """Shapes and names of all buffer entries, with one that pads each bucket that needs it, and the buckets' ends."""
+    shapes, names, ends, end = [], [], [], 0
+    for number, content in enumerate(contents):
+        local = [spec.local_shape(rank, size) for spec in content]
+        end += sum(int(np.prod(shape)) for shape in local)
+        padding = -end % multiple_of
+        shapes += [*local, (padding,)] if padding else local
+        names += [*(spec.name for spec in content), *([f"padding of bucket {number}"] if padding else [])]
+        end += padding
+        ends.append(end)
+    return shapes, names, ends
 
 
 def _initial_shard(spec: TensorSpec, rank: int, size: int, model: ModelConfig, seed: int) -> np.ndarray:

@@ -111,7 +111,7 @@ class Trial:
         worst = max(grad_errors, key=grad_errors.get, default="-")
         return Errors(_relative(losses, self.golden["adamw_losses"][:steps]),
                       _relative(norms, self.golden["adamw_grad_norms"][:steps]), grad_errors.get(worst, 0.0),
-                      max(parameter_errors.values()), f"{worst} of rank {self.state.world.rank}")
+                      max(parameter_errors.values(), default=0.0), f"{worst} of rank {self.state.world.rank}")
 
     def _local(self, kind: str, parameters, name: str) -> np.ndarray:
         spec = parameters.specs[name]

@@ -13,6 +13,8 @@ from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import Group, all_gather, all_reduce
 from mindspeed_llm.runtime.memory import FlatBuffer, from_numpy
 
+_NAME_BYTES = 128
+
 
 def collect(parameters: ParameterSet) -> None:
     """Move gradients that the tape left on the parameters (operators without a fused accumulation) into `main_grad`."""
@@ -23,26 +25,34 @@ def collect(parameters: ParameterSet) -> None:
             tensor._grad = None
 
 
-def reduce_model_parallel(chunks: list[GPTModel], state: ParallelState) -> None:
-    """Sum the gradients of parameters that several ranks of one model replica hold but each saw only part of.
+def sum_tied_embedding(chunk: GPTModel, state: ParallelState) -> None:
+    """Sum a tied embedding's gradient over first and last stage, which saw the input and the output. Flat buffer, in place.
+
+    The two stages lay out their buffers differently, so this comes before the buffers are cut into shards.
+    """
+    parameters = chunk.parameters
+    if not chunk.model.untie_embeddings_and_output_weights and state.embedding.size > 1 and EMBEDDING in parameters.specs:
+        _sum_ranges(parameters.grads, [parameters.ranges[EMBEDDING]], state.embedding)
+
+
+def sum_partial(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> None:
+    """Sum the gradients of parameters that several tensor-parallel ranks hold but each saw only part of, within `shards`.
 
     Norm weights under sequence parallelism saw this rank's part of the sequence; replicated K/V rows saw this rank's query
-    heads; a tied embedding saw the input on the first stage and the output on the last. Works on the flat buffers.
+    heads. Tensor-parallel ranks lay out their buffers alike. Flat buffer, in place.
     """
-    for chunk in chunks:
-        parameters = chunk.parameters
-        if state.sequence_parallel:
-            uncut = [parameters.ranges[name] for name, spec in parameters.specs.items() if spec.axis is None]
-            _sum_ranges(parameters.grads, uncut, state.tp)
-        if state.kv_replica.size > 1:
-            _sum_ranges(parameters.grads, [(_kv_start(chunk, name), parameters.ranges[name][1])
-                                           for name in parameters.specs if ".linear_qkv." in name], state.kv_replica)
-        if not chunk.model.untie_embeddings_and_output_weights and state.embedding.size > 1 and EMBEDDING in parameters.specs:
-            _sum_ranges(parameters.grads, [parameters.ranges[EMBEDDING]], state.embedding)
+    parameters = chunk.parameters
+    if state.sequence_parallel:
+        uncut = [parameters.ranges[name] for name, spec in parameters.specs.items() if spec.axis is None]
+        _sum_ranges(parameters.grads, _within(uncut, shards), state.tp)
+    if state.kv_replica.size > 1:
+        rows = [(_kv_start(chunk, name), parameters.ranges[name][1])
+                for name in parameters.specs if ".linear_qkv." in name]
+        _sum_ranges(parameters.grads, _within(rows, shards), state.kv_replica)
 
 
-def owned_ranges(chunk: GPTModel, state: ParallelState, start: int, stop: int) -> list[tuple[int, int]]:
-    """Parts of the flat range start..stop that this rank counts in a sum over the model's ranks: every element once.
+def owned_ranges(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Parts of the flat ranges `shards` that this rank counts in a sum over the model's ranks: every element once.
 
     Uncut parameters are counted by tensor rank 0, replicated K/V rows by the first of their ranks, a tied embedding by the
     first stage.
@@ -56,10 +66,8 @@ def owned_ranges(chunk: GPTModel, state: ParallelState, start: int, stop: int) -
             continue
         if ".linear_qkv." in name and state.kv_replica.rank > 0:
             high = _kv_start(chunk, name)
-        low, high = max(low, start), min(high, stop)
-        if low < high:
-            ranges.append((low, high))
-    return ranges
+        ranges.append((low, high))
+    return _within(ranges, shards)
 
 
 def global_sum(value: float, *groups: Group) -> float:
@@ -76,10 +84,36 @@ def global_sum(value: float, *groups: Group) -> float:
 def first_bad_parameter(chunks: list[GPTModel]) -> str | None:
     """Name of the first parameter whose gradient holds NaN or infinity on this rank, in forward order."""
     for chunk in chunks:
-        for name, tensor in chunk.parameters.tensors.items():
-            if not math.isfinite(kernels.primitives().sum_squares(tensor.main_grad.reshape(-1))):
+        for name in chunk.parameters.specs:
+            if not math.isfinite(kernels.primitives().sum_squares(chunk.parameters.grads.slice(*chunk.parameters.ranges[name]))):
                 return name
     return None
+
+
+def first_bad_anywhere(chunks: list[GPTModel], state: ParallelState) -> str | None:
+    """`first_bad_parameter` over all ranks, with the lowest rank that has it: "name (rank r)"; the same text on every rank.
+
+    Forward order again: earlier pipeline stages first. A collective of all ranks.
+    """
+    name = (first_bad_parameter(chunks) or "").encode()[:_NAME_BYTES]
+    codes = np.zeros(_NAME_BYTES, np.float32)
+    codes[:len(name)] = list(name)
+    found = all_gather(from_numpy(codes), state.world).asnumpy().reshape(state.world.size, _NAME_BYTES)
+    names = [bytes(row.astype(np.uint8)).rstrip(b"\0").decode() for row in found]
+    bad = [(_forward_order(text), rank, text) for rank, text in enumerate(names) if text]
+    return "{2} (rank {1})".format(*min(bad)) if bad else None
+
+
+def _forward_order(name: str) -> tuple[int, int]:
+    if name.startswith("decoder.layers."):
+        return 1, int(name.split(".")[2])
+    return (0, 0) if name == EMBEDDING else (2, 0)
+
+
+def _within(ranges: list[tuple[int, int]], shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Intersections of every range with every shard."""
+    cut = [(max(low, start), min(high, stop)) for low, high in ranges for start, stop in shards]
+    return [(low, high) for low, high in cut if low < high]
 
 
 def _sum_ranges(buffer: FlatBuffer, ranges: list[tuple[int, int]], group: Group) -> None:

@@ -14,8 +14,9 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.training import OptimizerConfig
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.optimizer.reduction import GradientReducer, shard
 from mindspeed_llm.core.parallel_state import ParallelState
-from mindspeed_llm.runtime.collectives import all_gather, all_reduce, reduce_scatter
+from mindspeed_llm.runtime.collectives import finish, start_all_gather
 from mindspeed_llm.runtime.memory import FlatBuffer
 
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
@@ -46,19 +47,20 @@ class Piece:
 
 
 class ChunkState:
-    """Optimizer state of one model chunk: the range start..stop of its flat buffer that this rank owns, and per piece of a
-    parameter in it the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are their own masters.
+    """Optimizer state of one model chunk: the ranges `shards` of its flat buffer that this rank updates (one per bucket), and
+    per piece of a parameter in them the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are their own masters.
     """
 
-    def __init__(self, chunk: GPTModel, start: int, stop: int) -> None:
-        self.chunk, self.start, self.stop = chunk, start, stop
+    def __init__(self, chunk: GPTModel, shards: list[tuple[int, int]]) -> None:
+        self.chunk, self.shards = chunk, shards
         parameters = chunk.parameters
         self.pieces = []
         for name, spec in parameters.specs.items():
             low, high = parameters.ranges[name]
-            first, last = max(low, start), min(high, stop)
-            if first < last:
-                self.pieces.append(Piece(name, first - low, last - low, first, spec.decay))
+            for start, stop in shards:
+                first, last = max(low, start), min(high, stop)
+                if first < last:
+                    self.pieces.append(Piece(name, first - low, last - low, first, spec.decay))
         shapes = [(piece.length,) for piece in self.pieces]
         self.shares_masters = parameters.dtype == mstype.float32 and parameters.buffer.shared
         self.states: dict[str, list[Tensor]] = {}
@@ -88,10 +90,9 @@ class Optimizer:
         self.step_count = 0
         self.chunk_states = []
         for chunk in chunks:
-            numel = chunk.parameters.buffer.numel
-            part = numel // state.dp_cp.size if self.distributed else numel
-            start = part * state.dp_cp.rank if self.distributed else 0
-            self.chunk_states.append(ChunkState(chunk, start, start + part))
+            self.chunk_states.append(ChunkState(chunk, [shard(bucket, state, self.distributed)
+                                                        for bucket in chunk.parameters.buckets]))
+        self._reducers = [GradientReducer(chunk, state, self.distributed) for chunk in chunks]
         self.reset_masters()
 
     @property
@@ -103,6 +104,13 @@ class Optimizer:
         """Start from the parameters as they are."""
         for chunk_state in self.chunk_states:
             chunk_state.reset_masters()
+
+    def expect_gradients(self, microbatches: int) -> None:
+        """Say how many backward passes the coming step has, so that --overlap-grad-reduce can start each bucket with its last
+        gradient. Without this call, or without the flag, all buckets are reduced in `step`.
+        """
+        for reducer in self._reducers:
+            reducer.expect(microbatches)
 
     def zero_grad(self) -> None:
         """Clear the accumulated gradients."""
@@ -128,22 +136,19 @@ class Optimizer:
         return StepResult(grad_norm, True)
 
     def _reduce(self) -> None:
-        for chunk in self.chunks:
+        for chunk_state, reducer in zip(self.chunk_states, self._reducers, strict=True):
+            chunk = chunk_state.chunk
             gradients.collect(chunk.parameters)
             chunk.parameters.grads.pull()
-        gradients.reduce_model_parallel(self.chunks, self.state)
-        for chunk_state in self.chunk_states:
-            grads = chunk_state.chunk.parameters.grads
-            if self.distributed:
-                grads.store(chunk_state.start, reduce_scatter(grads.flat, self.state.dp_cp))
-            elif self.state.dp_cp.size > 1:
-                grads.store(0, all_reduce(grads.flat, self.state.dp_cp))
+            gradients.sum_tied_embedding(chunk, self.state)
+            reducer.finish()
+            gradients.sum_partial(chunk, self.state, chunk_state.shards)
 
     def _sum_squares(self) -> float:
         total = 0.0
         for chunk_state in self.chunk_states:
             grads = chunk_state.chunk.parameters.grads
-            for low, high in gradients.owned_ranges(chunk_state.chunk, self.state, chunk_state.start, chunk_state.stop):
+            for low, high in gradients.owned_ranges(chunk_state.chunk, self.state, chunk_state.shards):
                 total += kernels.primitives().sum_squares(grads.slice(low, high))
         groups = [self.state.tp, self.state.pp] + ([self.state.dp_cp] if self.distributed else [])
         return gradients.global_sum(total, *groups)
@@ -161,6 +166,19 @@ class Optimizer:
                 weight_decay=config.weight_decay if piece.decay else 0.0, step=self.step_count, grad_scale=grad_scale)
             buffer.write_back(piece.offset, values)
         if self.distributed:
-            mine = buffer.slice(chunk_state.start, chunk_state.stop)
-            buffer.store(0, all_gather(mine, self.state.dp_cp))
-        buffer.push()
+            self._gather(chunk_state)
+        if not self._gathers_lazily(chunk_state):
+            parameters.settle()
+            buffer.push()
+
+    def _gathers_lazily(self, chunk_state: ChunkState) -> bool:
+        """Whether the updated parameters are gathered while the next forward pass is already under way."""
+        return self.distributed and chunk_state.chunk.parallel.overlap_param_gather
+
+    def _gather(self, chunk_state: ChunkState) -> None:
+        """Start to collect all shards' parameters: first what every layer needs, then in forward order."""
+        parameters = chunk_state.chunk.parameters
+        for bucket, (start, stop) in sorted(zip(parameters.buckets, chunk_state.shards, strict=True),
+                                            key=lambda entry: not entry[0].late):
+            handle = start_all_gather(parameters.buffer.slice(start, stop), self.state.dp_cp)
+            parameters.arriving(bucket.names, lambda bucket=bucket, handle=handle: parameters.place(bucket, finish(handle)))

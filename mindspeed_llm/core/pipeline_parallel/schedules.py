@@ -5,40 +5,43 @@ Using Megatron-LM", 2021. A stage runs `stages - rank - 1` forwards first, so th
 micro-batches are in flight.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from mindspore import Tensor
-from mindspore import dtype as mstype
 
+from mindspeed_llm.core.pipeline_parallel.interleaved import forward_backward_interleaved
+from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import Group, finish_exchange, start_exchange
 
 
-@dataclass(frozen=True)
-class StageProgram:
-    """What one stage does with a micro-batch.
+def forward_backward(programs: list[StageProgram], microbatches: int, pp: Group, loss_grad: Tensor) -> list[Tensor]:
+    """`forward_backward_1f1b` for a rank with one model chunk, the interleaved schedule for one with several."""
+    if len(programs) > 1:
+        return forward_backward_interleaved(programs, microbatches, pp, loss_grad)
+    return forward_backward_1f1b(programs[0], microbatches, pp, loss_grad)
 
-    forward: (micro-batch number, input or None on the first stage) -> output; on the last stage the scalar loss.
-    input_shape: micro-batch number -> shape of the activations that arrive for it.
+
+def forward_only(programs: StageProgram | list[StageProgram], microbatches: int, pp: Group) -> list[Tensor]:
+    """Run all micro-batches forward, unrecorded; returns the last stage's outputs (empty elsewhere).
+
+    Takes one program, or one per chunk of the rank: chunk c of rank p is stage c * P + p.
     """
-
-    forward: Callable[[int, Tensor | None], Tensor]
-    input_shape: Callable[[int], tuple[int, ...]]
-    dtype: mstype.Type
-
-
-def forward_only(program: StageProgram, microbatches: int, pp: Group) -> list[Tensor]:
-    """Run all micro-batches forward, unrecorded; returns the last stage's outputs (empty elsewhere)."""
-    outputs = []
+    programs = programs if isinstance(programs, list) else [programs]
+    outputs, sending = [], []
+    following, previous = (pp.rank + 1) % pp.size, (pp.rank - 1) % pp.size
     with autograd.no_grad():
         for number in range(microbatches):
-            received = _receive(program, number, pp)
-            output = program.forward(number, received)
-            if pp.rank < pp.size - 1:
-                finish_exchange(start_exchange([(output, pp.rank + 1)], [], pp))
-            else:
-                outputs.append(output)
+            for chunk, program in enumerate(programs):
+                received = None
+                if pp.rank > 0 or chunk > 0:
+                    shape = (program.input_shape(number), program.dtype, previous)
+                    (received,) = finish_exchange(start_exchange([], [shape], pp))
+                output = program.forward(number, received)
+                if pp.rank == pp.size - 1 and chunk == len(programs) - 1:
+                    outputs.append(output)
+                else:
+                    sending.append(start_exchange([(output, following)], [], pp))
+        for handle in sending:
+            finish_exchange(handle)
     return outputs
 
 
@@ -97,10 +100,3 @@ def forward_backward_1f1b(program: StageProgram, microbatches: int, pp: Group, l
         if not first:
             exchange(pp.rank - 1, input_grad, None)
     return losses
-
-
-def _receive(program: StageProgram, number: int, pp: Group) -> Tensor | None:
-    if pp.rank == 0:
-        return None
-    handle = start_exchange([], [(program.input_shape(number), program.dtype, pp.rank - 1)], pp)
-    return finish_exchange(handle)[0]

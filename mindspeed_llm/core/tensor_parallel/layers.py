@@ -9,7 +9,15 @@ from mindspore import Tensor
 
 from mindspeed_llm import kernels
 from mindspeed_llm.runtime.autograd import Function, accumulate_grad
-from mindspeed_llm.runtime.collectives import Group, all_gather, all_reduce, reduce_scatter
+from mindspeed_llm.runtime.collectives import (
+    Group,
+    all_gather,
+    all_reduce,
+    finish,
+    reduce_scatter,
+    start_all_reduce,
+    start_reduce_scatter,
+)
 
 
 def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group,
@@ -44,12 +52,13 @@ class _ColumnParallel(Function):
     def backward(ctx, grad):
         (x,), p = ctx.saved_tensors, kernels.primitives()
         total = all_gather(x, ctx.group) if ctx.sequence_parallel else x
+        # The sum over ranks travels while the weight's gradient is computed.
+        start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
+        summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)
         accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(grad, total, main_grad))
         if ctx.bias is not None:
             accumulate_grad(ctx.bias, lambda main_grad: p.bias_grad(grad, main_grad))
-        dx = p.linear_dgrad(grad, ctx.weight)
-        dx = reduce_scatter(dx, ctx.group) if ctx.sequence_parallel else all_reduce(dx, ctx.group)
-        return dx, None, None, None, None
+        return finish(summing), None, None, None, None
 
 
 class _RowParallel(Function):

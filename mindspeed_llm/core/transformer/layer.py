@@ -37,7 +37,7 @@ class TransformerLayer:
         self.model, self.state, self.number = model, state, number
         self.groups = max(1, model.num_query_groups // state.tp.size)
         self.heads_per_group = model.num_attention_heads // state.tp.size // self.groups
-        prefix = f"decoder.layers.{number}."
+        self.prefix = prefix = f"decoder.layers.{number}."
         self.input_norm = parameters[prefix + "input_layernorm.weight"]
         self.qkv_weight = parameters[prefix + "self_attention.linear_qkv.weight"]
         self.qkv_bias = parameters.get(prefix + "self_attention.linear_qkv.bias")

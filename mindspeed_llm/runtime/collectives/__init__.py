@@ -1,6 +1,7 @@
 """Collective communication: one interface, two engines.
 
-`hccl` is MindSpore's native set on Ascend; `mccl` builds on CPU what the engine there lacks. Every function takes its
+`hccl` is MindSpore's native set on Ascend. On CPU, `cpu` sends within one machine through `shared_memory` and across machines
+through `mccl`, which builds what MindSpore's engine there lacks. Every function takes its
 group explicitly and is the identity for a group of one, so a single process needs no communication library at all.
 Tensors are cut and joined along axis 0. Nothing here is differentiable: gradients are the business of
 `core/tensor_parallel/mappings.py` and its neighbours.
@@ -33,10 +34,20 @@ _state = {"engine": None, "world": Group("world", (0,), 0)}
 _groups: dict[tuple[int, ...], Group] = {}
 
 
+def launched_ranks() -> int:
+    """Number of ranks that `msrun` started; 1 without it."""
+    return int(os.environ.get("RANK_SIZE", "1"))
+
+
+def first_rank_on_node() -> int:
+    """Global rank of the first of the ranks that `msrun` started on this node; a node's ranks are consecutive."""
+    return world().rank - int(os.environ.get("DEVICE_ID", "0"))
+
+
 def init() -> Group:
     """Join the job that `msrun` started (RANK_SIZE above 1) and return the world group; one process: a group of one."""
-    if _state["engine"] is None and int(os.environ.get("RANK_SIZE", "1")) > 1:
-        engine = import_module(f"{__name__}.{'mccl' if device.on_cpu() else 'hccl'}")
+    if _state["engine"] is None and launched_ranks() > 1:
+        engine = import_module(f"{__name__}.{'cpu' if device.on_cpu() else 'hccl'}")
         rank, size = engine.init()
         _state.update(engine=engine, world=Group(engine.WORLD, tuple(range(size)), rank))
     return _state["world"]
@@ -76,6 +87,29 @@ def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
     return tensor if group.size == 1 else _state["engine"].reduce_scatter(tensor, group)
 
 
+def start_all_reduce(tensor: Tensor, group: Group):
+    """`all_reduce` (sum) that may go on while the caller computes; returns a handle for `finish`."""
+    return (tensor, None) if group.size == 1 else _state["engine"].start_all_reduce(tensor, group)
+
+
+def start_all_gather(tensor: Tensor, group: Group):
+    """`all_gather` that may go on while the caller computes; returns a handle for `finish`."""
+    return (tensor, None) if group.size == 1 else _state["engine"].start_all_gather(tensor, group)
+
+
+def start_reduce_scatter(tensor: Tensor, group: Group):
+    """`reduce_scatter` that may go on while the caller computes; returns a handle for `finish`."""
+    return (tensor, None) if group.size == 1 else _state["engine"].start_reduce_scatter(tensor, group)
+
+
+def finish(handle) -> Tensor:
+    """The result of a `start_...`, complete."""
+    result, work = handle
+    if work is not None:
+        work.wait()
+    return result
+
+
 def broadcast(tensor: Tensor, group: Group, source: int = 0) -> Tensor:
     """The tensor of group member `source`, on every rank; the others' tensors give shape and dtype."""
     return tensor if group.size == 1 else _state["engine"].broadcast(tensor, group, source)
@@ -98,10 +132,7 @@ def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[i
 
 def finish_exchange(handle) -> list[Tensor]:
     """Wait for the messages of `start_exchange`; returns the received tensors in the order asked for."""
-    _, received, pending = handle
-    for work in pending:
-        work.wait()
-    return received
+    return _state["engine"].finish_exchange(handle)
 
 
 def barrier() -> None:

@@ -3,7 +3,7 @@
 from mindspore import Tensor, communication, mint
 from mindspore.mint import distributed as dist
 
-from mindspeed_llm.runtime.collectives import Group
+from mindspeed_llm.runtime.collectives import Group, finish
 
 WORLD = "hccl_world_group"
 
@@ -28,17 +28,31 @@ def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
     """See the package."""
-    tensor = tensor if tensor.ndim else tensor.reshape(1)
-    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
-    dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name)
-    return result
+    return finish(start_all_gather(tensor, group))
 
 
 def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
     """See the package."""
+    return finish(start_reduce_scatter(tensor, group))
+
+
+def start_all_reduce(tensor: Tensor, group: Group):
+    """See the package."""
+    result = mint.clone(tensor)
+    return result, dist.all_reduce(result, group=group.name, async_op=True)
+
+
+def start_all_gather(tensor: Tensor, group: Group):
+    """See the package."""
+    tensor = tensor if tensor.ndim else tensor.reshape(1)
+    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
+    return result, dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name, async_op=True)
+
+
+def start_reduce_scatter(tensor: Tensor, group: Group):
+    """See the package."""
     result = mint.empty((tensor.shape[0] // group.size, *tensor.shape[1:]), dtype=tensor.dtype)
-    dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name)
-    return result
+    return result, dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name, async_op=True)
 
 
 def broadcast(tensor: Tensor, group: Group, source: int) -> Tensor:
@@ -63,6 +77,14 @@ def start_exchange(sends, receives, group: Group):
     operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=WORLD)
                    for buffer, (_, _, member) in zip(buffers, receives, strict=True)]
     return kept, buffers, dist.batch_isend_irecv(operations)
+
+
+def finish_exchange(handle) -> list[Tensor]:
+    """See the package."""
+    _, received, pending = handle
+    for work in pending:
+        work.wait()
+    return received
 
 
 def barrier() -> None:

@@ -1,0 +1,94 @@
+"""The CPU backend: the primitives of `mindspeed_llm.kernels` in C++ (sources in `src/`, built by `build.py`).
+
+`load()` fills this module with the primitives; their contract is the docstrings of `mindspeed_llm.kernels.reference`.
+They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another dtype
+and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets written in
+place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Results do not depend on the number of threads
+(the products that go to oneDNN: as measured with 1 to 8 threads; with many more it may cut a long inner dimension).
+"""
+
+import os
+
+import numpy as np
+from mindspore import Tensor
+
+PRIMITIVES = (
+    "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
+    "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
+    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale",
+)
+
+_module = None
+
+
+def load() -> str | None:
+    """Build (once per machine) and load the kernels. Returns None, or in one line why they cannot be used here."""
+    global _module
+    if _module is None:
+        from mindspeed_llm.kernels.cpu import build
+        _module, reason = build.load()
+        if _module is None:
+            return reason
+        for name in PRIMITIVES:
+            globals()[name] = getattr(_module, name)
+        count = default_threads()
+        _module.set_num_threads(count)
+        # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it.
+        _module.set_spin_us(50 if count * _local_ranks() <= _cores() else 0)
+    return None
+
+
+def default_threads() -> int:
+    """Threads of a kernel: OMP_NUM_THREADS if set, else the visible cores shared among the ranks of this machine.
+
+    Read from `os.environ`, not by the C++ code: MindSpore sets OMP_NUM_THREADS=1 for C code when it is imported.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, _cores() // _local_ranks())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _local_ranks() -> int:
+    ranks = os.environ.get("MINDSPEED_LLM_LOCAL_RANKS") or os.environ.get("MS_WORKER_NUM") or "1"
+    return int(ranks) if ranks.isdigit() and int(ranks) > 0 else 1
+
+
+def attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, k_start: int,
+                  cu_seqlens=None) -> tuple[Tensor, Tensor]:
+    """Causal attention, FlashAttention-2 (arXiv:2307.08691): see `reference.attention_fwd`. Memory is linear in S."""
+    return _module.attention_fwd(q, k, v, scale, q_start, k_start, _borders(cu_seqlens))
+
+
+def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, q_start: int,
+                  k_start: int, cu_seqlens=None) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attention_fwd` for q, k and v; probabilities are computed again from `lse`."""
+    return _module.attention_bwd(grad, q, k, v, out, lse, scale, q_start, k_start, _borders(cu_seqlens))
+
+
+def sum_squares(x: Tensor) -> float:
+    """Sum of squares of fp32 `x`, accumulated in fp64; NaN and infinity propagate."""
+    return float(_module.sum_squares(x).asnumpy()[0])
+
+
+def instruction_set(name: str | None = None) -> str:
+    """The instruction set in use, after choosing `name` ("base", "avx2", "avx512", "amx"). ValueError if absent here."""
+    if name is not None:
+        _module.select_isa(name)
+    return _module.isa()
+
+
+def threads(count: int | None = None) -> int:
+    """Threads of a kernel, after setting them to `count` if given; `default_threads()` until then."""
+    if count is not None:
+        _module.set_num_threads(count)
+    return _module.num_threads()
+
+
+def _borders(cu_seqlens) -> list[int] | None:
+    if cu_seqlens is None:
+        return None
+    values = cu_seqlens.asnumpy() if isinstance(cu_seqlens, Tensor) else np.asarray(cu_seqlens)
+    return values.reshape(-1).tolist()

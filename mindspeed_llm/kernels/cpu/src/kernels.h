@@ -1,0 +1,99 @@
+// The inner loops, one table of functions per instruction set. Every function is serial; the drivers call them from
+// tasks. Pointers are to contiguous data; `dt` is a DType of the activations (kF32 or kBF16), all arithmetic is in
+// fp32.
+#pragma once
+#include "common.h"
+
+namespace msl {
+
+struct AdamW {
+  float lr, beta1, beta2, eps, weight_decay, step_size, inv_sqrt_bias2, grad_scale;
+};
+
+// One attention call. Row strides are in elements. [lo[i], hi[i]) are the keys visible to query row i; both never
+// decrease.
+struct Attention {
+  int dt;
+  i64 B, N, G, Sq, Sk, D;  // batch, query heads, key/value groups, rows, keys, head size
+  i64 q_row, kv_row;       // B * N * D and B * G * D
+  i64 Dp, Skp;             // D and Sk padded to whole vectors or tiles
+  float dk_scale;          // what the sums of dK are still to be multiplied by
+  float scale;
+  const i64 *lo, *hi;
+  const void *q, *k, *v, *out, *grad;
+  void *out_w, *dq, *dk, *dv;
+  float *lse;  // (B, N, Sq)
+  // filled by the driver: packed operands per (b, g) and accumulators per unit (see attention.inc)
+  float *kt, *vt, *kn, *vn, *acc;
+  i64 kt_stride, kn_stride;   // floats per (b, g)
+  i64 split, heads_per_unit;  // backward: units per (b, g) and heads of each
+};
+
+// C (M, N) = A B + bias in bf16, or fp32 C += A B with accumulate. One stride of A and one of B is 1.
+struct GemmBF16 {
+  i64 M, N, K;
+  const void *a, *b, *bias;
+  void *c;
+  i64 a_row, a_col, b_row, b_col, ldc;
+  bool accumulate;
+};
+
+struct Isa {
+  const char *name;
+  i64 panel;  // keys of a packed attention panel
+  i64 lanes;  // fp32 lanes of a vector
+
+  void (*rms_norm_fwd)(int dt, const void *x, const void *w, void *y, float *rstd, i64 rows, i64 H, float eps);
+  void (*rms_norm_bwd)(int dt, const void *g, const void *x, const void *w, const float *rstd, void *dx, float *dw,
+                       i64 rows, i64 H);
+  void (*swiglu_fwd)(int dt, const void *x, void *y, i64 row0, i64 row1, i64 F);
+  void (*swiglu_bwd)(int dt, const void *g, const void *x, void *dx, i64 row0, i64 row1, i64 F);
+  void (*rope)(int dt, const void *x, void *y, const float *cos, const float *sin, i64 row0, i64 row1, i64 B, i64 N,
+               i64 D, i64 R, bool inverse);
+  void (*qkv_rope_fwd)(int dt, const void *qkv, void *q, void *k, void *v, const float *cos, const float *sin, i64 row0,
+                       i64 row1, i64 B, i64 G, i64 n, i64 D, i64 R);
+  void (*qkv_rope_bwd)(int dt, const void *dq, const void *dk, const void *dv, void *dqkv, const float *cos,
+                       const float *sin, i64 row0, i64 row1, i64 B, i64 G, i64 n, i64 D, i64 R);
+  void (*ce_stats)(int dt, const void *logits, const int32_t *labels, float *out, i64 row0, i64 row1, i64 V, i64 start);
+  void (*ce_grad)(int dt, const void *logits, const int32_t *labels, const float *lse, const float *grad, void *out,
+                  i64 row0, i64 row1, i64 V, i64 start);
+  void (*embedding_wgrad)(int dt, const void *g, const int32_t *ids, float *main_grad, i64 tokens, i64 V, i64 H, i64 h0,
+                          i64 h1, i64 start);
+  void (*bias_grad)(int dt, const void *g, float *main_grad, i64 rows, i64 N, i64 n0, i64 n1);
+  void (*adamw)(int dt, void *param, float *master, const float *grad, float *m, float *v, i64 n, const AdamW &p);
+  double (*sum_squares)(const float *x, i64 n);
+  void (*accumulate)(int dt, float *dst, const void *src, i64 n);
+  void (*add)(int dt, const void *x, const void *y, void *out, i64 n);
+  void (*scale)(float *x, float factor, i64 n);
+  void (*from_float)(int dt, const float *x, void *y, i64 n);
+  void (*gemm_bf16)(const GemmBF16 &g, i64 m0, i64 m1, i64 n0, i64 n1);  // null without AMX
+  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding
+  void (*gemv)(int dt, const void *x, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0, i64 n1);
+
+  // the tile versions for bf16 (null without AMX) use bf16 operands, other paddings and longer query tiles
+  void (*attn_pack)(const Attention &a, i64 bg, bool backward);
+  void (*attn_fwd)(const Attention &a, i64 b, i64 h, i64 row0, i64 row1);
+  void (*attn_bwd)(const Attention &a, i64 bg, i64 part);
+  void (*tiles_pack)(const Attention &a, i64 bg, bool backward);
+  void (*tiles_fwd)(const Attention &a, i64 b, i64 h, i64 row0, i64 row1);
+  void (*tiles_bwd)(const Attention &a, i64 bg, i64 part);
+  void (*attn_bwd_finish)(const Attention &a, i64 bg, i64 row0, i64 row1);
+  // one query row: partial maximum, sum and weighted values (D) of keys [j0, j1) for every head of group bg
+  void (*attn_decode)(const Attention &a, i64 bg, i64 j0, i64 j1, float *part);
+};
+
+const Isa &isa();                   // the best one this processor has (or the one set by select_isa)
+bool select_isa(const char *name);  // "base", "avx2", "avx512", "amx": false when unknown or not supported here
+
+const Isa *isa_base();
+#if defined(__x86_64__)
+const Isa *isa_avx2();
+const Isa *isa_avx512();
+const Isa *isa_amx();
+#endif
+
+constexpr i64 kQueryBlock = 48;  // rows of a query tile: a multiple of the 6 rows of the micro kernel
+constexpr i64 kTileQueriesFwd = 64, kTileQueriesBwd = 128;  // the same on AMX tiles
+constexpr i64 kKeyBlock = 192;                              // keys of a tile: a multiple of every panel width
+
+}  // namespace msl

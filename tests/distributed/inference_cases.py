@@ -1,0 +1,82 @@
+"""Run by test_parallel_inference.py: generation and MMLU under several parallel sizes; rank 0 writes what it gets.
+
+    python inference_cases.py FOLDER OUT "--tensor-model-parallel-size 2 ..." ...    (under msrun, or one process)
+
+FOLDER is what tests/inference/tiny_job.py writes. OUT becomes {flags: results}.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindspeed_llm.config.errors import run_main
+from mindspeed_llm.runtime.collectives import barrier
+from mindspeed_llm.tasks.evaluation.job import run as evaluate
+from mindspeed_llm.tasks.inference import terminal
+from mindspeed_llm.tasks.inference.beam_search import beam_search
+from mindspeed_llm.tasks.inference.chat import Conversation
+from mindspeed_llm.tasks.inference.choosing import Sampling, greedy, sampler
+from mindspeed_llm.tasks.inference.decoding import Limits, generate
+from mindspeed_llm.tasks.inference.generator import Generator
+from mindspeed_llm.tasks.inference.loading import Loaded, load
+from mindspeed_llm.tasks.inference.prompting import Prompter
+from tests.inference.tiny_job import configs
+
+PROMPTS = ("A. one", "Answer: what is the one choice about (with) questions?", "D")
+
+
+class SlowUser:
+    """Input whose lines come later than a heartbeat."""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in ("A. one\n", "", "B. 你好\n"):
+            time.sleep(0.4)
+            if line:
+                yield line
+
+    def readline(self) -> str:
+        if not hasattr(self, "_lines"):
+            self._lines = iter(self)
+        return next(self._lines, "")
+
+
+def generation(loaded: Loaded) -> dict:
+    """Everything that is generated: ids and texts."""
+    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, loaded.max_length)
+    prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
+    limits = Limits(10, frozenset(loaded.tokenizer.stop_ids))
+    prompts = [prompter.prompt(text) for text in PROMPTS]
+    result = {"greedy": [answer.ids for answer in generate(generator, prompts, greedy(), limits)]}
+    for name, sampling in (("top_k", Sampling(0.8, top_k=9)), ("top_p", Sampling(top_p=0.9))):
+        result[name] = [answer.ids for answer in generate(generator, prompts, sampler(sampling, 3), limits)]
+    result["beams"] = [beam.ids for beam in beam_search(generator, prompts[0], 3, limits)]
+    inbox = terminal.Inbox(loaded.state.world, SlowUser())
+    talk = Conversation(generator, prompter, greedy(), limits)
+    while (question := inbox.read()) is not None:
+        talk.ask(question)
+    return result | {"chat": talk.turns}
+
+
+def mmlu(folder: Path, flags: list[str]) -> dict:
+    """Logits of the letters and letters, subject by subject."""
+    flags = [*flags, "--evaluation-batch-size", "2", "--broadcast", "--num-shots", "2"]
+    return {result.name: {"scores": result.scores.tolist(), "predictions": result.predictions}
+            for result in evaluate(configs("evaluation", folder, *flags))}
+
+
+def main() -> None:
+    terminal.HEARTBEAT = 0.1
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    found = {}
+    for case in sys.argv[3:]:
+        loaded = load(configs("inference", folder, *case.split()))
+        found[case] = generation(loaded) | {"mmlu": mmlu(folder, case.split())}
+        if loaded.is_rank_0:
+            out.write_text(json.dumps(found))
+    barrier()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,62 @@
+"""Start real ranks under `msrun` from a test."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_msrun(script: str | Path, ranks: int, *args: object, env: dict[str, str] | None = None,
+              timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run `script` with `args` on `ranks` CPU processes and wait; they use one thread each.
+
+    Returns the finished job; `stdout` is msrun's own output, `stderr` every worker's log when it failed (else empty).
+    Raises subprocess.TimeoutExpired, with the logs in `stderr`, after ending all its processes.
+    """
+    with tempfile.TemporaryDirectory(prefix="msrun_") as log_dir:
+        command = ["msrun", "--worker_num", str(ranks), "--local_worker_num", str(ranks), "--master_port",
+                   str(free_port()), "--log_dir", log_dir, "--join", "True", str(script), *map(str, args)]
+        job = subprocess.Popen(command, env=worker_environment(env), cwd=log_dir, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            output, _ = job.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as expired:
+            os.killpg(job.pid, signal.SIGKILL)
+            output, _ = job.communicate()
+            raise subprocess.TimeoutExpired(command, timeout, output, _logs(log_dir)) from expired
+        finally:
+            _end_group(job.pid)
+        return subprocess.CompletedProcess(command, job.returncode, output, _logs(log_dir) if job.returncode else "")
+
+
+def worker_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a job: this interpreter's `msrun` and `python` first, the checkout importable, CPU, one thread."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DEVICE_TARGET": "CPU", "OMP_NUM_THREADS": "1",
+            "MS_NODE_TIMEOUT": "8",
+            "MS_RETRY_INTERVAL_LOWER": "1", "MS_RETRY_INTERVAL_UPPER": "1", **(extra or {})}
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _logs(log_dir: str) -> str:
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}"
+                     for path in sorted(Path(log_dir).glob("worker_*.log")))
+
+
+def _end_group(leader: int) -> None:
+    """End what the job may have left behind in its session."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return

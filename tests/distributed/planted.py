@@ -1,0 +1,48 @@
+"""Bugs that people write in parallel code, planted one at a time to see the parity table's tolerance catch them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import numpy as np
+
+from mindspeed_llm.core import gpt_model
+from mindspeed_llm.core.context_parallel import partition
+from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.tensor_parallel import layers
+from tests.distributed.rows import Row, combine
+
+PLANTED_WORLD = 4
+
+
+def _neighbouring_pieces(seq_length: int, group, _: str) -> np.ndarray:
+    """Pieces 2r and 2r+1 for rank r instead of r and 2C-1-r."""
+    return np.arange(seq_length).reshape(group.size, -1)[group.rank]
+
+
+@contextmanager
+def _wrong_zigzag() -> Iterator[None]:
+    with patch.object(gpt_model, "local_positions", _neighbouring_pieces), \
+            patch.object(partition, "local_positions", _neighbouring_pieces):
+        yield
+
+
+PLANTED = {
+    "all-reduce dropped in f": (
+        combine("tp2_dp2", 4, 4, tp=2), lambda: patch.object(layers, "start_all_reduce", lambda tensor, group: (tensor, None))),
+    "K/V gradients not summed": (
+        combine("tp4", 4, 4, tp=4), lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
+    "zigzag order wrong": (combine("cp2_dp2", 4, 2, cp=2), _wrong_zigzag),
+    "replicated parameters counted twice in the norm": (
+        combine("tp2_dp2", 4, 4, tp=2), lambda: patch.object(gradients, "owned_ranges", lambda chunk, state, shards: shards)),
+    "rope offset ignored by CP": (
+        combine("cp2_dp2", 4, 2, cp=2),
+        lambda: patch.object(gpt_model, "local_positions",
+                             lambda seq_length, group, _: np.arange(seq_length // group.size))),
+}
+
+
+def with_bug(name: str) -> tuple[Row, object]:
+    """The row to run and the context manager that plants the bug."""
+    row, plant = PLANTED[name]
+    return row, plant()

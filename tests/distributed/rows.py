@@ -1,0 +1,97 @@
+"""The parity table's rows: one combination of parallel modes each, by name, with the world sizes in which it runs."""
+
+from dataclasses import dataclass, field
+
+from mindspeed_llm.config.parallel import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A combination: `parallel` on `world` ranks, micro-batches of `micro_batch` sequences, and which record it is held to."""
+
+    name: str
+    world: int
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    micro_batch: int = 1
+    record: str = "golden"
+
+
+def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", *, tp: int = 1, pp: int = 1, cp: int = 1,
+            sp: bool = False, zero: bool = False, layers: tuple[int, ...] | None = None, **options) -> Row:
+    """A row from short names: tp, pp, cp sizes, sp sequence parallelism, zero distributed optimizer, layers per stage."""
+    parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp,
+                              sequence_parallel=sp, use_distributed_optimizer=zero, num_layer_list=layers, **options)
+    return Row(name, world, parallel, micro_batch, record)
+
+
+_OVERLAP = {"overlap_grad_reduce": True}
+_OVERLAP_ALL = {"zero": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+_BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+_UNIFORM = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+_SELECTIVE = {"recompute_granularity": "selective"}
+_ULYSSES = {"context_parallel_algo": "ulysses_cp_algo"}
+_VIRTUAL = {"num_layers_per_virtual_pipeline_stage": 1}
+
+ROWS = [
+    combine("tp2", 2, tp=2),
+    combine("tp2_sp", 2, tp=2, sp=True),
+    combine("pp2", 2, pp=2),
+    combine("pp2_one_microbatch", 2, 4, pp=2),
+    combine("pp2_layers_3_1", 2, pp=2, layers=(3, 1)),
+    combine("dp2", 2),
+    combine("dp2_zero", 2, zero=True),
+    combine("tp2_tied", 2, record="tied", tp=2),
+    combine("pp2_tied", 2, record="tied", pp=2),
+    combine("dp2_zero_tied", 2, record="tied", zero=True),
+    combine("tp2_post_norm", 2, record="post_norm", tp=2, sp=True),
+    combine("cp2", 2, 2, cp=2),
+    combine("cp2_packed", 2, record="packed", cp=2),
+    combine("cp2_ulysses", 2, 2, cp=2, **_ULYSSES),
+    combine("cp2_ulysses_packed", 2, 2, record="packed", cp=2, **_ULYSSES),
+    combine("cp2_zero_block_recompute", 2, 2, cp=2, zero=True, **_BLOCK),
+    combine("cp2_selective_recompute", 2, 4, cp=2, **_SELECTIVE),
+    combine("pp2_virtual", 2, pp=2, **_VIRTUAL),
+    combine("pp2_virtual_one_microbatch", 2, 4, pp=2, **_VIRTUAL),
+    combine("pp2_virtual_uniform_recompute_tied", 2, record="tied", pp=2, num_layers_per_virtual_pipeline_stage=2, **_UNIFORM),
+    combine("pp2_lengths", 2, record="lengths", pp=2, variable_seq_lengths=True),
+    combine("pp2_virtual_lengths", 2, record="lengths", pp=2, variable_seq_lengths=True, **_VIRTUAL),
+    combine("pp2_noop", 2, record="noop", pp=2, noop_layers=(2, 3, 6)),
+    combine("tp2_sp_uniform_recompute", 2, 2, tp=2, sp=True, **_UNIFORM),
+    combine("dp2_overlap", 2, **_OVERLAP),
+    combine("dp2_overlap_zero", 2, **_OVERLAP_ALL),
+    combine("dp2_overlap_zero_tied", 2, record="tied", **_OVERLAP_ALL),
+    combine("cp4", 4, 4, cp=4),
+    combine("cp4_ulysses", 4, 4, cp=4, **_ULYSSES),
+    combine("cp2_pp2_lengths", 4, record="lengths", cp=2, pp=2, variable_seq_lengths=True),
+    combine("tp2_cp2_sp_packed", 4, 2, record="packed", tp=2, cp=2, sp=True),
+    combine("tp2_cp2_ulysses_sp", 4, 2, tp=2, cp=2, sp=True, **_ULYSSES),
+    combine("cp2_dp2_overlap_zero", 4, cp=2, **_OVERLAP_ALL),
+    combine("pp4_virtual_deep", 4, record="deep", pp=4, **_VIRTUAL),
+    combine("pp4_noop", 4, record="noop", pp=4, noop_layers=(2, 3, 6)),
+    combine("tp2_pp2_virtual_sp_selective", 4, 2, tp=2, pp=2, sp=True, **_VIRTUAL, **_SELECTIVE),
+    combine("tp2_pp2_sp_block_recompute_layers_3_1", 4, 2, tp=2, pp=2, sp=True, layers=(3, 1), **_BLOCK),
+    combine("pp2_dp2_virtual_overlap_zero_tied", 4, record="tied", pp=2, **_VIRTUAL, **_OVERLAP_ALL),
+    combine("tp2_dp2_sp_overlap_zero", 4, 2, tp=2, sp=True, **_OVERLAP_ALL),
+    combine("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
+    combine("tp2_pp2", 4, 2, tp=2, pp=2),
+    combine("tp4", 4, 4, tp=4),
+    combine("tp4_sp", 4, 4, tp=4, sp=True),
+
+    combine("pp4", 4, pp=4),
+    combine("tp2_dp2", 4, tp=2),
+    combine("tp2_dp2_zero_sp", 4, tp=2, sp=True, zero=True),
+    combine("pp2_dp2_zero", 4, pp=2, zero=True),
+    combine("pp2_dp2_zero_tied", 4, record="tied", pp=2, zero=True),
+    combine("tp2_pp2_sp_tied", 4, record="tied", tp=2, pp=2, sp=True),
+    combine("tp2_pp2_layers_1_3", 4, tp=2, pp=2, layers=(1, 3)),
+    combine("dp4_zero", 4, zero=True),
+    combine("tp2_cp2_pp2_sp", 8, 2, tp=2, cp=2, pp=2, sp=True),
+    combine("tp2_cp2_dp2_overlap_zero_block", 8, tp=2, cp=2, **_OVERLAP_ALL, **_BLOCK),
+    combine("cp2_pp2_dp2_virtual_zero_tied", 8, record="tied", cp=2, pp=2, zero=True, **_VIRTUAL),
+    combine("tp4_cp2_sp", 8, 4, tp=4, cp=2, sp=True),
+    combine("pp4_dp2_virtual_deep_overlap", 8, record="deep", pp=4, **_VIRTUAL, **_OVERLAP),
+    combine("tp2_pp2_dp2_zero_sp", 8, tp=2, pp=2, sp=True, zero=True),
+    combine("tp4_pp2_sp", 8, 2, tp=4, pp=2, sp=True),
+    combine("tp2_pp4", 8, tp=2, pp=4),
+    combine("tp4_dp2_zero_sp_tied", 8, 2, record="tied", tp=4, sp=True, zero=True),
+]

@@ -1,0 +1,52 @@
+"""Four ranks say what one process says: generation of every kind, chat, MMLU; one launch for all parallel sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.launch import run_msrun, worker_environment
+from tests.inference.tiny_job import QUESTIONS, write_job
+
+SCRIPT = Path(__file__).with_name("inference_cases.py")
+TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+CASES = {
+    "TP2 PP2": f"{TP} 2 {PP} 2 --sequence-parallel",
+    "TP2 DP2": f"{TP} 2",
+    "TP4, more ranks than query groups": f"{TP} 4",
+    "PP2 DP2, uneven stages": f"{PP} 2 --num-layer-list 1,3",
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """(one process' results, {flags: four ranks' results})."""
+    folder = tmp_path_factory.mktemp("parallel_inference")
+    write_job(folder)
+    single, several = folder / "single.json", folder / "several.json"
+    subprocess.run([sys.executable, SCRIPT, folder, single, ""], check=True, env=worker_environment(), timeout=120)
+    job = run_msrun(SCRIPT, 4, folder, several, *CASES.values())
+    assert job.returncode == 0, job.stdout + job.stderr
+    return json.loads(single.read_text())[""], json.loads(several.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("what", ["greedy", "top_k", "top_p", "beams", "chat"])
+def test_generation_equals_one_process(results, case, what):
+    single, several = results
+    assert several[CASES[case]][what] == single[what]
+    assert len(single[what]) > 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mmlu_equals_one_process(results, case):
+    single, several = results
+    for subject, expected in single["mmlu"].items():
+        found = several[CASES[case]]["mmlu"][subject]
+        assert np.shape(found["scores"]) == (QUESTIONS, 4)
+        # logits of up to 2 in fp32, summed in another order: measured 2.5e-6
+        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=2e-5)
+        assert found["predictions"] == expected["predictions"]

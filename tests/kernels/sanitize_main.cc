@@ -1,0 +1,176 @@
+// Runs every CPU kernel on buffers of exactly their size, with odd shapes, all instruction sets and 1 to 3 threads,
+// under the sanitizers of sanitize.sh. Results are checked for being finite; the Python tests check their values.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "ops.h"
+
+using namespace msl;
+
+namespace {
+
+struct Buffer {
+  std::vector<char> bytes;
+  void *p() { return bytes.data(); }
+  float *f() { return reinterpret_cast<float *>(bytes.data()); }
+  int32_t *i() { return reinterpret_cast<int32_t *>(bytes.data()); }
+};
+
+uint32_t g_state = 1;
+float next_value() {
+  g_state = g_state * 1664525u + 1013904223u;
+  return static_cast<float>(static_cast<int32_t>(g_state)) * (1.0f / 2147483648.0f);
+}
+
+// n values of type dt, uniform in (-1, 1)
+Buffer values(int dt, i64 n) {
+  Buffer b{std::vector<char>(static_cast<size_t>(n) * dtype_size(dt))};
+  for (i64 i = 0; i < n; ++i) {
+    const float x = next_value();
+    if (dt == kF32) {
+      b.f()[i] = x;
+    } else {
+      reinterpret_cast<uint16_t *>(b.p())[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16);
+    }
+  }
+  return b;
+}
+Buffer labels(i64 n, i64 below) {
+  Buffer b{std::vector<char>(static_cast<size_t>(n) * 4)};
+  for (i64 i = 0; i < n; ++i) b.i()[i] = static_cast<int32_t>((next_value() + 1) * 0.5f * static_cast<float>(below));
+  return b;
+}
+
+void finite(const char *what, int dt, Buffer &b) {
+  const size_t n = b.bytes.size() / dtype_size(dt);
+  for (size_t i = 0; i < n; ++i) {
+    const uint16_t half = dt == kF32 ? 0 : reinterpret_cast<uint16_t *>(b.p())[i];
+    const float x = dt == kF32 ? b.f()[i] : __builtin_bit_cast(float, static_cast<uint32_t>(half) << 16);
+    if (!std::isfinite(x)) {
+      std::printf("%s: value %zu is not finite\n", what, i);
+      std::exit(1);
+    }
+  }
+}
+
+void linear(int dt, i64 M, i64 N, i64 K) {
+  Buffer x = values(dt, M * K), w = values(dt, N * K), b = values(dt, N), y = values(dt, M * N), dx = values(dt, M * K),
+         d = values(kF32, N * K), db = values(kF32, N);
+  linear_fwd(dt, x.p(), w.p(), b.p(), y.p(), M, N, K);
+  linear_fwd(dt, x.p(), w.p(), nullptr, y.p(), M, N, K);
+  linear_dgrad(dt, y.p(), w.p(), dx.p(), M, N, K);
+  linear_wgrad(dt, y.p(), x.p(), d.f(), M, N, K);
+  op_bias_grad(dt, y.p(), db.f(), M, N);
+  finite("linear", dt, y);
+  finite("dgrad", dt, dx);
+  finite("wgrad", kF32, d);
+}
+
+void rows(int dt, i64 S, i64 H) {
+  Buffer x = values(dt, S * H), g = values(dt, S * H), w = values(dt, H), y = values(dt, S * H), rstd = values(kF32, S),
+         d = values(kF32, H), h = values(dt, S * 2 * H), dh = values(dt, S * 2 * H);
+  op_rms_norm_fwd(dt, x.p(), w.p(), y.p(), rstd.f(), S, H, 1e-5f);
+  op_rms_norm_bwd(dt, g.p(), x.p(), w.p(), rstd.f(), y.p(), d.f(), S, H);
+  finite("rms_norm", dt, y);
+  op_swiglu_fwd(dt, h.p(), y.p(), S, H);
+  op_swiglu_bwd(dt, g.p(), h.p(), dh.p(), S, H);
+  finite("swiglu", dt, dh);
+  op_add(dt, x.p(), g.p(), y.p(), S * H);
+  Buffer ids = labels(S, H + 3), stats = values(kF32, 3 * S), lse = values(kF32, S), grad = values(kF32, S),
+         table = values(dt, H * H), sums = values(kF32, H * H);
+  op_ce_stats(dt, x.p(), ids.i(), stats.f(), S, H, 1);
+  op_ce_grad(dt, x.p(), ids.i(), lse.f(), grad.f(), y.p(), S, H, 1);
+  finite("cross entropy", dt, y);
+  op_embedding_fwd(dt, table.p(), ids.i(), y.p(), S, H, H, 1);
+  op_embedding_wgrad(dt, g.p(), ids.i(), sums.f(), S, H, H, 1);
+  finite("embedding", kF32, sums);
+}
+
+void rotary(int dt, i64 S, i64 B, i64 G, i64 n, i64 D, i64 R) {
+  const i64 T = S * B;
+  Buffer qkv = values(dt, T * G * (n + 2) * D), q = values(dt, T * G * n * D), k = values(dt, T * G * D),
+         v = values(dt, T * G * D), cos = values(kF32, S * R / 2), sin = values(kF32, S * R / 2),
+         y = values(dt, T * G * n * D);
+  op_qkv_rope_fwd(dt, qkv.p(), q.p(), k.p(), v.p(), cos.f(), sin.f(), S, B, G, n, D, R);
+  op_qkv_rope_bwd(dt, q.p(), k.p(), v.p(), qkv.p(), cos.f(), sin.f(), S, B, G, n, D, R);
+  op_rope(dt, q.p(), y.p(), cos.f(), sin.f(), S, B, G * n, D, R, true);
+  finite("rope", dt, y);
+}
+
+void optimizer(int dt, i64 n) {
+  Buffer p = values(dt, n), w = values(kF32, n), g = values(kF32, n), m = values(kF32, n), v = values(kF32, n);
+  for (i64 i = 0; i < n; ++i) v.f()[i] = std::fabs(v.f()[i]);
+  const AdamW settings{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1e-2f, 4.0f, 1.0f};
+  op_adamw(dt, p.p(), w.f(), g.f(), m.f(), v.f(), n, settings);
+  op_accumulate(dt, w.f(), p.p(), n);
+  op_scale(w.f(), 0.5f, n);
+  finite("adamw", kF32, w);
+  if (!std::isfinite(op_sum_squares(w.f(), n))) std::exit(1);
+}
+
+void attend(int dt, i64 Sq, i64 Sk, i64 B, i64 G, i64 n, i64 D, i64 q_start, i64 k_start, std::vector<i64> cu) {
+  const i64 N = G * n;
+  Buffer q = values(dt, Sq * B * N * D), k = values(dt, Sk * B * G * D), v = values(dt, Sk * B * G * D),
+         o = values(dt, Sq * B * N * D), g = values(dt, Sq * B * N * D), dq = values(dt, Sq * B * N * D),
+         dk = values(dt, Sk * B * G * D), dv = values(dt, Sk * B * G * D), lse = values(kF32, B * N * Sq);
+  Attention a{};
+  a.dt = dt;
+  a.B = B, a.N = N, a.G = G, a.Sq = Sq, a.Sk = Sk, a.D = D;
+  a.q_row = B * N * D, a.kv_row = B * G * D;
+  a.scale = 0.3f;
+  a.q = q.p(), a.k = k.p(), a.v = v.p(), a.out_w = o.p(), a.lse = lse.f();
+  const i64 *borders = cu.empty() ? nullptr : cu.data();
+  const i64 segments = cu.empty() ? 0 : static_cast<i64>(cu.size()) - 1;
+  op_attention_fwd(a, q_start, k_start, borders, segments);
+  finite("attention", dt, o);
+  a.out = o.p(), a.grad = g.p(), a.dq = dq.p(), a.dk = dk.p(), a.dv = dv.p();
+  op_attention_bwd(a, q_start, k_start, borders, segments);
+  finite("dq", dt, dq);
+  finite("dk", dt, dk);
+  finite("dv", dt, dv);
+}
+
+void everything(int dt) {
+  for (i64 M : {0, 1, 3, 5, 33, 70, 150}) {
+    for (i64 N : {1, 31, 200}) {
+      for (i64 K : {0, 1, 47, 600}) linear(dt, M, N, K);
+    }
+    for (i64 H : {1, 17, 130}) rows(dt, M, H);
+  }
+  for (i64 D : {2, 7, 64}) {
+    rotary(dt, 19, 2, 2, 3, D, D / 2 * 2);
+    rotary(dt, 1, 1, 1, 1, D, 0);
+  }
+  for (i64 n : {0, 1, 63, 70001}) optimizer(dt, n);
+  for (i64 D : {1, 16, 20, 64, 128}) {
+    for (i64 S : {1, 2, 47, 65, 300}) {
+      attend(dt, S, S, 1, 2, 2, D, 0, 0, {});
+      attend(dt, S, 77, 2, 1, 3, D, 100, 0, {});
+      attend(dt, S, 77, 1, 1, 1, D, 0, 40, {});
+      attend(dt, S, S, 1, 1, 2, D, 0, 0, {0, 1, 2, 40, 40, 60, 250});
+    }
+    attend(dt, 0, 5, 1, 1, 1, D, 0, 0, {});
+    attend(dt, 5, 0, 1, 1, 1, D, 0, 0, {});
+    attend(dt, 1, 1300, 1, 2, 4, D, 1299, 0, {});
+  }
+}
+
+}  // namespace
+
+int main() {
+  int runs = 0;
+  for (const char *name : {"base", "avx2", "avx512", "amx"}) {
+    if (!select_isa(name)) continue;
+    for (int threads = 1; threads <= 3; ++threads) {
+      set_num_threads(threads);
+      everything(kF32);
+      everything(kBF16);
+      ++runs;
+    }
+    optimizer(kF16, 1001);
+  }
+  std::printf("%d passed, 0 failed\n", runs);
+  return 0;
+}

@@ -1,0 +1,102 @@
+"""Every instruction set gives right results; the number of threads changes no bit."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+from cpu_oracle import DTYPES, assert_close, attention, buffer, random, silu, values, visible
+
+
+def available(backend):
+    names = []
+    for name in ("base", "avx2", "avx512", "amx"):
+        try:
+            backend.instruction_set(name)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
+
+
+def everything(backend, dtype):
+    """Results of all kernels on one set of inputs, as numpy arrays."""
+    rng = np.random.default_rng(11)
+    S, B, G, n, D, V = 203, 2, 2, 3, 32, 517
+    x, qkv = random(rng, (S, B, 190), dtype)[0], random(rng, (S, B, G * (n + 2) * D), dtype)[0]
+    cos, sin = (random(rng, (S, D // 4))[0] for _ in range(2))
+    weight, row, bias = (random(rng, shape, dtype)[0] for shape in ((V, 190), (190,), (V,)))
+    ids, labels = (Tensor(rng.integers(0, V, shape).astype(np.int32)) for shape in ((S, B), (S * B,)))
+    flat = [buffer(np.abs(rng.standard_normal(100_003))) for _ in range(4)]
+    grads = [buffer(np.zeros(shape)) for shape in ((V, 190), (190,), (V,), (V, 190))]
+    results = []
+    logits = backend.linear_fwd(x, weight, bias)
+    backend.linear_wgrad(logits, x, grads[0][0])
+    y, rstd = backend.rms_norm_fwd(x, row, 1e-5)
+    results += [logits, backend.linear_dgrad(logits, weight), y, rstd]
+    results += [backend.rms_norm_bwd(y, x, row, rstd, grads[1][0]), backend.swiglu_fwd(x)]
+    backend.bias_grad(logits, grads[2][0])
+    results.append(backend.swiglu_bwd(results[-1], x))
+    q, k, v = backend.qkv_rope_fwd(qkv, cos, sin, G, n, D)
+    out, lse = backend.attention_fwd(q, k, v, 0.2, 0, 0, [0, 50, 51, 203])
+    results += [q, k, v, out, lse, *backend.attention_bwd(q, q, k, v, out, lse, 0.2, 0, 0, [0, 50, 51, 203])]
+    results += backend.attention_fwd(q[-1:], k, v, 0.2, S - 1, 0)
+    results.append(backend.qkv_rope_bwd(q, k, v, cos, sin, G, n, D))
+    two = logits.reshape(S * B, V)
+    stats = backend.cross_entropy_stats(two, labels, 0)
+    lse32 = Tensor(np.log(stats.asnumpy()[:, 1]) + stats.asnumpy()[:, 0])
+    results += [stats, backend.cross_entropy_grad(two, labels, 0, lse32, lse32)]
+    results.append(backend.embedding_fwd(weight, ids, 0))
+    backend.embedding_wgrad(results[-1], ids, 0, grads[3][0])
+    param = flat[0][0].astype(DTYPES[dtype]) if dtype == "bf16" else flat[0][0]
+    backend.adamw(param, *(t for t, _ in flat), lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=2,
+                  grad_scale=0.7)
+    sums = np.array([backend.sum_squares(t) for t, _ in flat])
+    return [values(t) for t in (*results, param)] + [m for _, m in (*grads, *flat)] + [sums]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_thread_count_changes_no_bit(settings, dtype):
+    runs = []
+    for threads in (1, 2, 3, 7):
+        assert settings.threads(threads) == threads
+        runs.append(everything(settings, dtype))
+    for other in runs[1:]:
+        for index, (a, b) in enumerate(zip(runs[0], other)):
+            assert np.array_equal(a, b, equal_nan=True), f"result {index}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_instruction_sets_agree(settings, dtype):
+    names = available(settings)
+    assert "base" in names
+    runs = {}
+    for name in names:
+        assert settings.instruction_set(name) == name
+        runs[name] = everything(settings, dtype)
+    for name in names[1:]:
+        for got, want in zip(runs[name], runs["base"]):
+            assert_close(got, want.astype(np.float64), dtype, factor=5)
+
+
+@pytest.mark.parametrize("name", ["base", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_each_instruction_set_against_float64(settings, name, dtype):
+    if name not in available(settings):
+        pytest.skip(f"this processor has no {name}")
+    settings.instruction_set(name)
+    rng = np.random.default_rng(12)
+    x, x64 = random(rng, (9, 86), dtype)
+    a, b = np.split(x64, 2, -1)
+    assert_close(settings.swiglu_fwd(x), silu(a) * b, dtype)
+    for Sq, D in ((150, 40), (97, 64), (1, 40)):
+        (q, q64), (g, g64) = (random(rng, (Sq, 1, 4, D), dtype) for _ in range(2))
+        (k, k64), (v, v64) = (random(rng, (230, 1, 2, D), dtype) for _ in range(2))
+        expected = attention(q64, k64, v64, 0.3, visible(Sq, 230, 80, 0), g64)
+        out, lse = settings.attention_fwd(q, k, v, 0.3, 80, 0)
+        gradients = settings.attention_bwd(g, q, k, v, out, lse, 0.3, 80, 0)
+        for got, want in zip((out, *gradients), (expected[0], *expected[2:])):
+            assert_close(got, want, dtype, factor=3)
+
+
+def test_unknown_instruction_set_is_refused(settings):
+    with pytest.raises(ValueError, match="sse9"):
+        settings.instruction_set("sse9")

@@ -1,0 +1,139 @@
+"""The shared memory transport between real processes: exact results, order, and errors instead of hangs."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mindspeed_llm.runtime.shared_memory import build, roster
+from tests.distributed.launch import run_msrun
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).parent / "shared_memory_worker.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    """Built before the clock of any test runs."""
+    try:
+        return build.build()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+
+
+def run(scenario: str, ranks: int, directory: Path, limit: float = 30, **env: str):
+    """Run a scenario; returns per rank (exit code, last line of stderr, seconds until its end)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    errors = [open(directory / f"error-{rank}", "w+", encoding="utf-8") for rank in range(ranks)]
+    started = time.monotonic()
+    workers = [subprocess.Popen([sys.executable, str(WORKER), scenario, str(rank), str(ranks), str(directory)],
+                                env=environment, stderr=error, stdin=subprocess.DEVNULL)
+               for rank, error in enumerate(errors)]
+    ended = [None] * ranks
+    try:
+        while None in ended and time.monotonic() - started < limit:
+            for rank, worker in enumerate(workers):
+                if ended[rank] is None and worker.poll() is not None:
+                    ended[rank] = time.monotonic() - started
+            time.sleep(0.01)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    results = []
+    for rank, error in enumerate(errors):
+        error.seek(0)
+        text = error.read().strip()
+        error.close()
+        assert ended[rank] is not None, f"rank {rank} still ran after {limit} s: {text}"
+        results.append((workers[rank].returncode, text.splitlines()[-1] if text else "", ended[rank]))
+    return results
+
+
+def succeed(scenario: str, ranks: int, directory: Path, **env: str):
+    before = set(os.listdir("/dev/shm"))
+    results = run(scenario, ranks, directory, **env)
+    assert [result[0] for result in results] == [0] * ranks, results
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_collectives_are_exact(ranks, tmp_path):
+    succeed("collectives", ranks, tmp_path)
+
+
+@pytest.mark.parametrize("scenario, ranks", [("large", 2), ("halves", 2), ("subgroups", 4), ("subgroups", 6),
+                                             ("stopped_reader", 3), ("quick_steps", 3),
+                                             ("one_forward_one_backward", 4), ("random_messages", 2),
+                                             ("random_messages", 5), ("two_hosts", 4), ("refused", 3)])
+def test_scenario(scenario, ranks, tmp_path):
+    succeed(scenario, ranks, tmp_path)
+
+
+def test_tensors_under_msrun():
+    job = run_msrun(Path(__file__).with_name("shared_memory_tensors.py"), 2, timeout=120)
+    assert job.returncode == 0, job.stdout + job.stderr
+
+
+@pytest.mark.parametrize("scenario, ranks, killed", [("endless", 4, -9), ("exits_in_ring", 3, 1)])
+def test_death_of_a_rank_ends_the_others(scenario, ranks, killed, tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    results = run(scenario, ranks, tmp_path)
+    assert results[2][0] == killed
+    for rank in set(range(ranks)) - {2}:
+        code, message, ended = results[rank]
+        assert code == 1 and "rank 2 (pid " in message and "died" in message, message
+        assert ended - results[2][2] < 5
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_rank_that_left_is_named(tmp_path):
+    (code, message, _), (other, _, _) = run("leaves", 2, tmp_path)
+    assert other == 0 and code == 1
+    assert "rank 1 (pid " in message and "has left the job while rank 0 waits in barrier #1 of group world" in message
+
+
+def test_time_limit_names_who_is_missing(tmp_path):
+    results = run("absent", 3, tmp_path, MINDSPEED_LLM_COLLECTIVE_TIMEOUT="1")
+    assert [result[0] for result in results] == [1, 0, 1]
+    assert any("in all_gather #1 of group world; not arrived: rank 1 (" in results[rank][1] for rank in (0, 2))
+    assert all(results[rank][2] < results[1][2] for rank in (0, 2))
+
+
+@pytest.mark.parametrize("scenario, texts", [
+    ("different_sizes", ["rank 0, 2: all_reduce float32 sum of 40 bytes (#1)",
+                         "rank 1: all_reduce float32 sum of 400000 bytes"]),
+    ("different_operations", ["rank 0, 2: all_reduce float32 max of 40 bytes (#1)", "rank 1: barrier of 0 bytes"]),
+])
+def test_mismatch_is_reported_by_all(scenario, texts, tmp_path):
+    for code, message, _ in run(scenario, 3, tmp_path):
+        assert code == 1 and all(text in message for text in texts), message
+
+
+def test_message_of_another_size_is_an_error(tmp_path):
+    code, message, _ = run("message_size", 2, tmp_path)[0]
+    assert code == 1 and "rank 1 sent 100 bytes where rank 0 expects 64" in message
+
+
+def test_process_start_times():
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    assert roster.start_time(os.getpid()) > 0
+    deadline = time.monotonic() + 10
+    while roster.start_time(child.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert roster.start_time(child.pid) is None and Path(f"/proc/{child.pid}").exists(), "a zombie counts as dead"
+    child.wait()
+
+
+def test_build_without_a_compiler_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="CXX=no-such-compiler was not found"):
+        build.build()
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("MINDSPEED_LLM_CACHE", str(tmp_path))
+    with pytest.raises(build.BuildError, match="false failed: 1"):
+        build.build()
+    assert not list(tmp_path.rglob("*.so"))
