@@ -2,9 +2,10 @@
 
     python benchmarks/kernels/kernels.py --peer-python path/to/venv/bin/python --seq 512
 
-The peer's environment needs torch; without --peer-python only our side runs. The two sides take turns,
-`--rounds` times; medians are printed. Limits: a copy of 256 MB by all threads (GB/s of reads and writes), and the product
-of 2048 x 2048 matrices. Sizes are those of benchmarks/train_step.py: hidden 1024, ffn 3424, 8 heads x 128, 2 groups, vocabulary 8192.
+The peer's environment needs torch; without --peer-python only our side runs. The two sides take turns, `--rounds`
+times; medians are printed. Limits: a copy of 256 MB by all threads (GB/s of reads and writes), and the product of
+2048 x 2048 matrices. Sizes are those of benchmarks/train_step.py: hidden 1024, ffn 3424, 8 heads x 128, 2 groups,
+vocabulary 8192.
 """
 
 import argparse

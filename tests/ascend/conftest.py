@@ -1,4 +1,4 @@
-"""The Ascend backend on a machine without an NPU: its operators answered by the emulator, every call checked and noted."""
+"""The Ascend backend on a machine without an NPU: the emulator answers its operators, every call is checked."""
 
 from types import SimpleNamespace
 

@@ -1,8 +1,8 @@
 """Stand-ins that check a call against MindSpore's own signature before anything computes it.
 
-A `Recorder` takes the place of a namespace (`ops`, `mint`, `dist`, ...) in a module under test. Every call through it is
-bound to the signature of the installed function, must be documented for Ascend, is noted by its full name, and is then
-answered by an emulator if there is one, else by MindSpore itself.
+A `Recorder` takes the place of a namespace (`ops`, `mint`, `dist`, ...) in a module under test. Every call through it
+is bound to the signature of the installed function, must be documented for Ascend, is noted by its full name, and is
+then answered by an emulator if there is one, else by MindSpore itself.
 """
 
 import ast

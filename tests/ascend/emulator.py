@@ -2,8 +2,8 @@
 
 Sources: the docstrings of MindSpore 2.10 (ops.rms_norm, RmsNormGrad, ops.swiglu, ops.rotary_position_embedding,
 ops.flash_attention_score, FlashAttentionScore) and CANN's descriptions of aclnnFlashAttentionScore, its gradient and
-aclnnRotaryPositionEmbedding. Where a document forbids something, or documents disagree, the emulator raises or answers NaN, so
-that code which relies on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
+aclnnRotaryPositionEmbedding. Where a document forbids something, or documents disagree, the emulator raises or answers
+NaN, so that code which relies on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
 """
 
 import mindspore as ms
@@ -69,7 +69,8 @@ def rotary_position_embedding(x, cos, sin, mode=0):
             f"rotary: cos {cos.shape} for {x.shape}")
     rest = np.prod(x.shape[:3]) // (x.shape[sequence[0]] if sequence else 1)
     require(rest < 1000, ValueError, "rotary: B * N below 1000")
-    require(max(np.abs(array(cos)).max(initial=0), np.abs(array(sin)).max(initial=0)) <= 1, ValueError, "rotary: range")
+    largest = max(np.abs(array(table)).max(initial=0) for table in (cos, sin))
+    require(largest <= 1, ValueError, "rotary: cos and sin lie in [-1, 1]")
     values = array(x)
     if mode == 0:
         half = x.shape[3] // 2
@@ -90,19 +91,20 @@ class FlashAttention:
                               scalar_value=1.0, pre_tokens=UNLIMITED, next_tokens=UNLIMITED, inner_precise=0,
                               input_layout="BSH", sparse_mode=0):
         """`ops.flash_attention_score`: the output alone."""
-        call = self.score(head_num, keep_prob, scalar_value, pre_tokens, next_tokens, inner_precise, input_layout, sparse_mode)
+        call = self.score(head_num, keep_prob, scalar_value, pre_tokens, next_tokens, inner_precise, input_layout,
+                          sparse_mode)
         return call(query, key, value, real_shift, drop_mask, padding_mask, attn_mask, prefix, actual_seq_qlen,
                     actual_seq_kvlen)[3]
 
-    def score(self, head_num, keep_prob=1.0, scale_value=1.0, pre_tokens=UNLIMITED, next_tokens=UNLIMITED, inner_precise=0,
-              input_layout="BSH", sparse_mode=0):
+    def score(self, head_num, keep_prob=1.0, scale_value=1.0, pre_tokens=UNLIMITED, next_tokens=UNLIMITED,
+              inner_precise=0, input_layout="BSH", sparse_mode=0):
         """`FlashAttentionScore(...)`: (softmax_max, softmax_sum, unused, out)."""
-        settings = self._settings(head_num, keep_prob, scale_value, pre_tokens, next_tokens, inner_precise, input_layout,
-                                  sparse_mode)
+        settings = self._settings(head_num, keep_prob, scale_value, pre_tokens, next_tokens, inner_precise,
+                                  input_layout, sparse_mode)
 
         def call(query, key, value, real_shift=None, drop_mask=None, padding_mask=None, attn_mask=None, prefix=None,
                  actual_seq_qlen=None, actual_seq_kvlen=None):
-            require(real_shift is None and padding_mask is None and prefix is None, ValueError, "not used by this project")
+            require(real_shift is None and padding_mask is None and prefix is None, ValueError, "not used here")
             require(drop_mask is None, ValueError, "drop_mask must be None when keep_prob is 1")
             parts = self._sequences(settings, query, key, value, attn_mask, actual_seq_qlen, actual_seq_kvlen)
             outs, highest, sums = zip(*(_softmax_attention(*part, settings["scale"]) for part in parts), strict=True)
@@ -114,13 +116,13 @@ class FlashAttention:
     def score_grad(self, head_num, keep_prob=1.0, scale_value=1.0, pre_tokens=65536, next_tokens=65536, inner_precise=1,
                    input_layout="BSH", sparse_mode=0):
         """`FlashAttentionScoreGrad(...)`: (dq, dk, dv, unused)."""
-        settings = self._settings(head_num, keep_prob, scale_value, pre_tokens, next_tokens, inner_precise, input_layout,
-                                  sparse_mode)
+        settings = self._settings(head_num, keep_prob, scale_value, pre_tokens, next_tokens, inner_precise,
+                                  input_layout, sparse_mode)
         require(input_layout != "TND", ValueError, "the order of the statistics in TND is not documented")
 
         def call(query, key, value, dy, pse_shift=None, drop_mask=None, padding_mask=None, atten_mask=None,
-                 softmax_max=None, softmax_sum=None, softmax_in=None, attention_in=None, prefix=None, actual_seq_qlen=None,
-                 actual_seq_kvlen=None):
+                 softmax_max=None, softmax_sum=None, softmax_in=None, attention_in=None, prefix=None,
+                 actual_seq_qlen=None, actual_seq_kvlen=None):
             require(all(extra is None for extra in (pse_shift, drop_mask, padding_mask, prefix)), ValueError,
                     "not used by this project")
             require(dy.dtype == attention_in.dtype == query.dtype, TypeError, "dtypes of dy and attention_in")
@@ -132,8 +134,8 @@ class FlashAttention:
             grads = []
             for row, part in enumerate(parts):
                 dy_NSD, out_NSD = (_from_layout(given, input_layout, head_num)[row] for given in (dy, attention_in))
-                grads.append(_softmax_attention_grad(*part, settings["scale"], dy_NSD, array(softmax_max)[row, :, :, :1],
-                                                     array(softmax_sum)[row, :, :, :1], out_NSD))
+                highest, total = (array(statistic)[row, :, :, :1] for statistic in (softmax_max, softmax_sum))
+                grads.append(_softmax_attention_grad(*part, settings["scale"], dy_NSD, highest, total, out_NSD))
             return (*(tensor(_to_layout(parts, input_layout).reshape(like.shape), like.dtype)
                       for parts, like in zip(zip(*grads, strict=True), (query, key, value), strict=True)), Tensor(0.0))
 
@@ -163,7 +165,7 @@ class FlashAttention:
         _check_mask(mask, mode)
         if layout == "TND":
             q_ends, k_ends = _ends(q_ends, query.shape[0]), _ends(k_ends, key.shape[0])
-            require(len(q_ends) == len(k_ends) <= 1024, ValueError, "at most 1024 sequences, as many of keys as of queries")
+            require(len(q_ends) == len(k_ends) <= 1024, ValueError, "1024 sequences, as many of keys as queries")
             require(mode in (2, 3), ValueError, "TND wants a lower triangle: sparse_mode 2 or 3")
             require(settings["window"][1] == 0 and settings["window"][0] >= max(np.diff([0, *q_ends])), ValueError,
                     "TND: next_tokens is 0, pre_tokens at least the longest sequence")
@@ -193,7 +195,7 @@ def _visible(rows, columns, mask, mode, window):
         return np.ones((rows, columns), bool)
     i, j = np.arange(rows)[:, None], np.arange(columns)[None, :]
     if mode == 0:
-        require(mask.shape == (rows, columns), RuntimeError, f"mask of shape {mask.shape}: full masks are (S1, S2) here")
+        require(mask.shape == (rows, columns), RuntimeError, f"full mask of shape {mask.shape}")
         visible = ~mask.asnumpy().astype(bool) & (j >= i - window[0]) & (j <= i + window[1])
     elif mode == 2:
         visible = j <= i
@@ -209,7 +211,8 @@ def _ends(ends, total):
     if isinstance(ends, Tensor):
         require(ends.dtype == ms.int64, TypeError, "actual_seq lengths: int64")
         ends = ends.asnumpy().tolist()
-    require(isinstance(ends, (tuple, list)) and all(type(end) is int for end in ends), TypeError, "actual_seq lengths: ints")
+    require(isinstance(ends, (tuple, list)) and all(type(end) is int for end in ends), TypeError,
+            "actual_seq lengths: ints")
     require(list(ends) == sorted(ends) and ends[-1] == total, ValueError, f"actual_seq lengths {ends} for T {total}")
     return tuple(ends)
 
@@ -219,7 +222,8 @@ def _from_layout(given, layout, count):
     values = array(given)
     if layout in ("SBH", "BSH"):
         values = values.reshape(*values.shape[:2], count, -1)
-    return values.transpose({"SBH": (1, 2, 0, 3), "BSH": (0, 2, 1, 3), "BSND": (0, 2, 1, 3), "BNSD": (0, 1, 2, 3)}[layout])
+    return values.transpose({"SBH": (1, 2, 0, 3), "BSH": (0, 2, 1, 3), "BSND": (0, 2, 1, 3),
+                             "BNSD": (0, 1, 2, 3)}[layout])
 
 
 def _to_layout(parts, layout):

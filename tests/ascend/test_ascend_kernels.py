@@ -1,4 +1,4 @@
-"""The Ascend kernels against the reference: forward everywhere, backward where this project calls the gradient operators.
+"""The Ascend kernels against the reference: forward everywhere, backward where the project calls gradient operators.
 
 The gradients that MindSpore itself computes of rotary, SwiGLU and flash attention need an NPU and are not tested.
 """
@@ -41,12 +41,13 @@ def angles(rng, seq, rotary_dim):
 @pytest.mark.parametrize("dtype, tolerance", [(ms.float32, FP32), (ms.bfloat16, BF16)])
 def test_dense(npu, draw, dtype, tolerance):
     p = npu.primitives
-    x, weight, bias, grad = draw(5, 2, 6, dtype=dtype), draw(8, 6, dtype=dtype), draw(8, dtype=dtype), draw(5, 2, 8, dtype=dtype)
+    x, weight, bias, grad = (draw(*shape, dtype=dtype) for shape in ((5, 2, 6), (8, 6), (8,), (5, 2, 8)))
     assert_close(p.linear_fwd(x, weight, bias), reference.linear_fwd(x, weight, bias), tolerance)
     assert_close(p.linear_dgrad(grad, weight), reference.linear_dgrad(grad, weight), tolerance)
-    for run, name in ((lambda k, m: k.linear_wgrad(grad, x, m), "weight"), (lambda k, m: k.bias_grad(grad, m), "bias")):
-        start = draw(*(weight if name == "weight" else bias).shape)
-        ours, theirs = start.copy(), start.copy()
+    for run, shape in ((lambda k, total: k.linear_wgrad(grad, x, total), weight.shape),
+                       (lambda k, total: k.bias_grad(grad, total), bias.shape)):
+        ours = draw(*shape)
+        theirs = ours.copy()
         run(p, ours)
         run(reference, theirs)
         assert_close(ours, theirs, tolerance)
@@ -62,12 +63,13 @@ def test_products_run_in_the_dtype_of_the_tensors(npu, draw):
     npu.primitives.linear_wgrad(grad, x, draw(5, 4))
     products = [arguments for name, arguments in npu.calls if name in ("mint.matmul", "mint.nn.functional.linear")]
     assert len(products) == 3
-    assert all(value.dtype == ms.bfloat16 for arguments in products for value in arguments.values() if value is not None)
+    assert all(value.dtype == ms.bfloat16
+               for arguments in products for value in arguments.values() if value is not None)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(ms.float32, FP32), (ms.bfloat16, BF16)])
 def test_rms_norm_through_the_tape(npu, draw, dtype, tolerance):
-    """Forward, the input's gradient on the tape, the weight's in fp32 in main_grad, and the notice that it is there."""
+    """Forward, the input's gradient on the tape, the weight's in fp32 in main_grad, and the notice of it."""
     x, weight, grad, start = draw(4, 2, 8, dtype=dtype), draw(8, dtype=dtype), draw(4, 2, 8, dtype=dtype), draw(8)
     results = []
     for function in (npu.api.rms_norm, REFERENCE["rms_norm"]):
@@ -113,9 +115,10 @@ def test_attention(wide, draw, heads, groups, batch, bounds):
     assert names(wide.calls) >= {"ops.flash_attention_score"}
 
 
-# Query length, key length, positions of the first query and key: training, decoding one token, a later piece of a prompt, and
-# the blocks of ring attention, with blocks that see nothing, see all, and see a part.
-PLACES = [(9, 9, 0, 0), (1, 12, 11, 0), (5, 12, 7, 0), (8, 4, 8, 0), (8, 4, 0, 8), (6, 8, 4, 6), (7, 5, 3, 0), (8, 8, 8, 8)]
+# Query length, key length, positions of the first query and key: training, decoding one token, a later piece of a
+# prompt, and the blocks of ring attention, with blocks that see nothing, see all, and see a part.
+PLACES = [(9, 9, 0, 0), (1, 12, 11, 0), (5, 12, 7, 0), (8, 4, 8, 0), (8, 4, 0, 8), (6, 8, 4, 6), (7, 5, 3, 0),
+          (8, 8, 8, 8)]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -129,8 +132,8 @@ def test_attention_pieces(wide, draw, place, bounds):
     assert_close(lse, expected_lse)
     # As in ring attention, the log-sum-exp and the output in backward are over more keys than these.
     grad, out, lse = draw(*q.shape), draw(*q.shape), expected_lse + draw(*expected_lse.shape).abs()
-    for ours, theirs in zip(wide.primitives.attention_bwd(grad, q, k, v, out, lse, SCALE, q_start, k_start, bounds),
-                            reference.attention_bwd(grad, q, k, v, out, lse, SCALE, q_start, k_start, bounds), strict=True):
+    given = (grad, q, k, v, out, lse, SCALE, q_start, k_start, bounds)
+    for ours, theirs in zip(wide.primitives.attention_bwd(*given), reference.attention_bwd(*given), strict=True):
         assert_close(ours, theirs)
 
 

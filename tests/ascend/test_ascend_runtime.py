@@ -1,4 +1,4 @@
-"""The parts of `runtime` that differ on Ascend: choosing the device, reading its memory, buffers that share no memory."""
+"""The parts of `runtime` that differ on Ascend: choosing the device, its memory, buffers that share none."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_the_backend_follows_the_device(calls, monkeypatch):
 
 
 class _Slices:
-    """A flat tensor on an NPU, of which slices are read and written: MindSpore's CPU operators can do neither in all dtypes."""
+    """A flat tensor on an NPU, of which slices are read and written: MindSpore's CPU operators cannot."""
 
     def __init__(self, values, dtype):
         self.values, self.dtype = np.array(values, np.float64), dtype

@@ -73,7 +73,8 @@ def test_documented_refusals(stand_in, qkv, change, error):
         stand_in.flash_attention_score(*qkv, 2, **{"input_layout": "SBH"} | change)
 
 
-@pytest.mark.parametrize("ends, error", [((3, 3, 6), "key length is 0"), ((3, 5), "for T"), (Tensor([3, 6], ms.int32), "int64")])
+@pytest.mark.parametrize("ends, error", [((3, 3, 6), "key length is 0"), ((3, 5), "for T"),
+                                         (Tensor([3, 6], ms.int32), "int64")])
 def test_refused_sequence_lengths(stand_in, qkv, ends, error):
     q, k, v = (part.reshape(6, 2, 16) for part in qkv)
     with pytest.raises((TypeError, ValueError), match=error):
@@ -106,8 +107,8 @@ def test_layouts_agree(draw, layout):
     def arrange(x):
         values = x.asnumpy()
         return Tensor(np.ascontiguousarray({
-            "BSH": lambda: values.transpose(0, 2, 1, 3).reshape(2, 6, -1), "SBH": lambda: values.transpose(2, 0, 1, 3).reshape(
-                6, 2, -1), "BSND": lambda: values.transpose(0, 2, 1, 3), "BNSD": lambda: values,
+            "BSH": lambda: values.transpose(0, 2, 1, 3).reshape(2, 6, -1), "BNSD": lambda: values,
+            "SBH": lambda: values.transpose(2, 0, 1, 3).reshape(6, 2, -1), "BSND": lambda: values.transpose(0, 2, 1, 3),
             "TND": lambda: values.transpose(0, 2, 1, 3).reshape(12, -1, 16)}[layout]()))
 
     ends = {"actual_seq_qlen": (6, 12), "actual_seq_kvlen": (6, 12)} if layout == "TND" else {}
@@ -124,7 +125,8 @@ def test_a_planted_bug_is_found(wide, draw, monkeypatch):
     planted = attention._score.__wrapped__
 
     def upper_left(heads, scale, diagonal):
-        return attention.FlashAttentionScore(heads, scale_value=scale, input_layout="SBH", sparse_mode=2 if diagonal else 0)
+        return attention.FlashAttentionScore(heads, scale_value=scale, input_layout="SBH",
+                                             sparse_mode=2 if diagonal else 0)
 
     for wrong in (upper_left, lambda heads, scale, diagonal: planted(heads, 1.0, diagonal)):
         monkeypatch.setattr(attention, "_score", wrong)

@@ -1,4 +1,4 @@
-"""The HCCL engine: every call against the signature and the documentation of `mint.distributed`, answered by a stand-in that
+"""The HCCL engine: every call against signature and documentation of `mint.distributed`, answered by a stand-in that
 knows what all ranks hold and, for an asynchronous call, delivers only when it is waited for.
 """
 
@@ -14,6 +14,7 @@ from contract import Recorder, called_names, names
 from emulator import array, require, tensor
 from mindspore import Tensor, communication, mint
 from mindspore.mint import distributed as dist
+from mindspore.ops.function.comm_func import CommHandle
 
 from mindspeed_llm.runtime import collectives, device
 from mindspeed_llm.runtime.collectives import Group, hccl, mccl
@@ -178,6 +179,11 @@ def test_every_call_has_been_checked(world):
     hccl.start_exchange([(x, 0)], [((3,), ms.float32, 0)], GROUP)
     written = called_names(Path(hccl.__file__), {"dist", "mint", "communication"})
     assert written and written <= names(world.calls), written - names(world.calls)
+
+
+def test_handles_are_waited_for_without_arguments():
+    """The stand-in's handle has what MindSpore's has."""
+    inspect.signature(CommHandle.wait).bind(None)
 
 
 def test_engines_have_one_interface():

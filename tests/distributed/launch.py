@@ -26,11 +26,9 @@ def run_msrun(script: str | Path, ranks: int, *args: object, env: dict[str, str]
         try:
             output, _ = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as expired:
-            os.killpg(job.pid, signal.SIGKILL)
+            _end_workers(job.pid)
             output, _ = job.communicate()
             raise subprocess.TimeoutExpired(command, timeout, output, _logs(log_dir)) from expired
-        finally:
-            _end_group(job.pid)
         return subprocess.CompletedProcess(command, job.returncode, output, _logs(log_dir) if job.returncode else "")
 
 
@@ -54,9 +52,20 @@ def _logs(log_dir: str) -> str:
                      for path in sorted(Path(log_dir).glob("worker_*.log")))
 
 
-def _end_group(leader: int) -> None:
-    """End what the job may have left behind in its session."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _end_workers(msrun: int) -> None:
+    """End msrun and its descendants: the workers are in sessions of their own."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # "pid (name) state parent ..."; the name may hold spaces and brackets.
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # ended meanwhile
+    ending = [msrun]
+    for process in ending:
+        ending += [child for child, parent in parents.items() if parent == process]
+    for process in ending:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

@@ -90,8 +90,8 @@ def run_rows(folder: Path, names: list[str]) -> None:
             results[row.name] = asdict(errors)
             if world.rank == world.size - 1:
                 print(f"{row.name}: {errors} {time.time() - start:.1f} s", flush=True)
-    if world.size == PLANTED_WORLD and not names:
-        for name in PLANTED:
+    for name in PLANTED:
+        if world.size == PLANTED_WORLD and (not names or name in names):
             row, bug = with_bug(name)
             with bug:
                 results[name] = asdict(Trial(record_of(row.record, folder), row.parallel, row.micro_batch).errors(steps=2))

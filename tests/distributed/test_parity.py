@@ -26,16 +26,21 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def table(records):
-    """`table(world)`: errors of every row of that world size, the worst over its ranks; one launch per size."""
+    """`table(world)`: errors of every row of that world size, the worst over its ranks; one launch per size.
+
+    A launch that failed is not tried again for the next row.
+    """
     measured = {}
 
     def measure(world: int) -> dict[str, dict]:
         if world not in measured:
+            measured[world] = None
             job = run_msrun(CASES, world, "rows", records, timeout=400)
             assert job.returncode == 0, job.stdout[-3000:] + job.stderr
             ranks = [json.loads((records / f"{world}_{rank}.json").read_text()) for rank in range(world)]
             measured[world] = {name: {key: max(rank[name][key] for rank in ranks)
                                       for key in ("loss", "grad_norm", "grad", "parameter")} for name in ranks[0]}
+        assert measured[world] is not None, f"the launch of {world} ranks failed: see the first row of that size"
         return measured[world]
 
     return measure

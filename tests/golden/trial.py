@@ -46,6 +46,8 @@ class Trial:
         mine = slice(self.state.dp.rank, None, self.state.dp.size)
         self.ids, self.labels, self.lengths = (golden[key][mine] for key in ("ids", "labels", "lengths"))
         self.cu_seqlens = golden["cu_seqlens"] if "cu_seqlens" in golden else None
+        if len(self.ids) % micro_batch:
+            raise ValueError(f"{len(self.ids)} rows per replica do not make micro-batches of {micro_batch}")
         self.microbatches = len(self.ids) // micro_batch
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size)
 

@@ -2,12 +2,12 @@
 
 `dense.py`      linear, embedding, RMSNorm: primitives whose weight gradients go straight into `main_grad`
 `rotary.py`     rotary embedding and SwiGLU, differentiated by MindSpore
-`attention.py`  flash attention: differentiated by MindSpore, and as forward and backward pieces that carry the log-sum-exp
+`attention.py`  flash attention: differentiated by MindSpore, and as pieces that carry the log-sum-exp
 `spans.py`      which rectangles of queries and keys a causal, packed call consists of
 
-Everything else is `reference`, which runs on any device. None of this has run on NPU hardware: tests/ascend checks every
-call against the installed MindSpore's signatures and its arithmetic against an emulator of the documented semantics. The
-gradients that MindSpore computes itself (rotary, SwiGLU, `attention`) are not covered by these tests.
+Everything else is `reference`, which runs on any device. None of this has run on NPU hardware: tests/ascend checks
+every call against the installed MindSpore's signatures and its arithmetic against an emulator of the documented
+semantics. The gradients that MindSpore computes itself (rotary, SwiGLU, `attention`) are not covered by these tests.
 """
 
 from types import SimpleNamespace

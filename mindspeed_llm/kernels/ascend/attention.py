@@ -1,8 +1,8 @@
 """Causal grouped-query attention on Ascend by `FlashAttentionScore`, memory linear in the sequence.
 
-The operator takes fp16 and bf16 and head widths that are multiples of 16 up to 512; anything else is computed by `reference`,
-with memory O(S^2). Causal calls pass the compressed mask of 2048 x 2048 that sparse_mode 2 (diagonal from the upper left) and
-3 (diagonal into the lower right) ask for, whatever the length.
+The operator takes fp16 and bf16 and head widths that are multiples of 16 up to 512; anything else is computed by
+`reference`, with memory O(S^2). Causal calls pass the compressed mask of 2048 x 2048 that sparse_mode 2 (diagonal from
+the upper left) and 3 (diagonal into the lower right) ask for, whatever the length.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ _composite_attention = build(reference)["attention"]
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
     """`ops.flash_attention_score`, differentiated by MindSpore; see `kernels.attention`.
 
-    Layout SBH with sparse_mode 2, or TND with sparse_mode 3 when packed: then the batch lies along T, row after row, and the
-    segments' ends are given as ints, which costs a device synchronisation if `cu_seqlens` is a tensor on the device.
+    Layout SBH with sparse_mode 2, or TND with sparse_mode 3 when packed: then the batch lies along T, row after row,
+    and the segments' ends are given as ints, which costs a device synchronisation if `cu_seqlens` is on the device.
     """
     if not _fused(q):
         return _composite_attention(q, k, v, scale, cu_seqlens)
@@ -73,9 +73,9 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
                   k_start: int, cu_seqlens=None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; `out` and `lse` may be over more keys than `k` holds; see `reference.attention_bwd`.
 
-    `FlashAttentionScoreGrad` recomputes probabilities as exp(score - softmax_max) / softmax_sum, so that the log-sum-exp can
-    stand for the maximum, with a sum of 1. MindSpore documents the operator by its parameters' names only; their meaning is
-    CANN's aclnnFlashAttentionScoreGrad.
+    `FlashAttentionScoreGrad` recomputes probabilities as exp(score - softmax_max) / softmax_sum, so that the
+    log-sum-exp can stand for the maximum, with a sum of 1. MindSpore documents the operator by its parameters' names
+    only; their meaning is CANN's aclnnFlashAttentionScoreGrad.
     """
     if not _fused(q):
         return reference.attention_bwd(grad, q, k, v, out, lse, scale, q_start, k_start, cu_seqlens)
@@ -106,8 +106,9 @@ def _causal_mask() -> Tensor:
 
 @cache
 def _score(heads: int, scale: float, diagonal: bool) -> FlashAttentionScore:
-    return FlashAttentionScore(heads, scale_value=scale, pre_tokens=_UNLIMITED, next_tokens=0 if diagonal else _UNLIMITED,
-                               inner_precise=0, input_layout="SBH", sparse_mode=3 if diagonal else 0)
+    return FlashAttentionScore(heads, scale_value=scale, pre_tokens=_UNLIMITED,
+                               next_tokens=0 if diagonal else _UNLIMITED, inner_precise=0, input_layout="SBH",
+                               sparse_mode=3 if diagonal else 0)
 
 
 @cache

@@ -1,8 +1,8 @@
 """Linear, embedding and RMSNorm on Ascend; contracts are the docstrings of the same names in `reference`.
 
-Matrix products run in the tensors' own dtype: the cube unit multiplies bf16 and sums in fp32. A weight's gradient is therefore
-rounded to bf16 once per micro-batch before it is added to the fp32 `main_grad` (MindSpore documents its fused product with
-accumulation, `matmul_add_`, for graph mode only).
+Matrix products run in the tensors' own dtype: the cube unit multiplies bf16 and sums in fp32. A weight's gradient is
+therefore rounded to bf16 once per micro-batch before it is added to the fp32 `main_grad` (MindSpore documents its
+fused product with accumulation, `matmul_add_`, for graph mode only).
 """
 
 from mindspore import Tensor, mint, ops
@@ -11,7 +11,8 @@ from mindspore.ops.auto_generate import RmsNormGrad
 
 from mindspeed_llm.kernels.reference import accumulate
 
-PRIMITIVES = ("linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "embedding_fwd", "rms_norm_fwd", "rms_norm_bwd")
+PRIMITIVES = ("linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "embedding_fwd", "rms_norm_fwd",
+              "rms_norm_bwd")
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Causal attention at any offset, packed or not, as rectangles that a flash attention operator can take.
 
-The operator knows two shapes: every query sees every key, or the diagonal ends in the lower right corner with at least as many
-keys as queries. Its documentation allows no query without a key.
+The operator knows two shapes: every query sees every key, or the diagonal ends in the lower right corner with at least
+as many keys as queries. Its documentation allows no query without a key.
 """
 
 from bisect import bisect_right
@@ -18,10 +18,10 @@ class Span(NamedTuple):
 
 
 def spans(q_length: int, k_length: int, q_start: int, k_start: int, bounds: Sequence[int] = ()) -> Iterator[Span]:
-    """The spans of `q_length` queries from position q_start and `k_length` keys from position k_start, queries in order.
+    """Spans of `q_length` queries from position q_start and `k_length` keys from position k_start, queries in order.
 
-    A query sees the keys at its own and earlier positions, within its segment; `bounds` are the positions where segments
-    begin or end (repetitions and values outside the range do no harm). Every query is in exactly one span.
+    A query sees the keys at its own and earlier positions, within its segment; `bounds` are the positions where
+    segments begin or end (repetitions and values outside the range do no harm). Every query is in exactly one span.
     """
     q_stop, k_stop = q_start + q_length, k_start + k_length
     bounds = sorted(bounds)

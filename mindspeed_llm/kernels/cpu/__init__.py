@@ -1,10 +1,11 @@
 """The CPU backend: the primitives of `mindspeed_llm.kernels` in C++ (sources in `src/`, built by `build.py`).
 
 `load()` fills this module with the primitives; their contract is the docstrings of `mindspeed_llm.kernels.reference`.
-They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another dtype
-and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets written in
-place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Results do not depend on the number of threads
-(the products that go to oneDNN: as measured with 1 to 8 threads; with many more it may cut a long inner dimension).
+They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another
+dtype and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets
+written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Results do not depend on the
+number of threads (the products that go to oneDNN: as measured with 1 to 8 threads; with many more it may cut a long
+inner dimension).
 """
 
 import os
@@ -74,7 +75,7 @@ def sum_squares(x: Tensor) -> float:
 
 
 def instruction_set(name: str | None = None) -> str:
-    """The instruction set in use, after choosing `name` ("base", "avx2", "avx512", "amx"). ValueError if absent here."""
+    """The instruction set in use, after choosing `name` ("base", "avx2", "avx512", "amx"). ValueError if absent."""
     if name is not None:
         _module.select_isa(name)
     return _module.isa()

@@ -1,0 +1,103 @@
+"""Run by test_behaviour.py under msrun on four ranks; writes {check: what it saw} for rank RANK into OUT/RANK.json."""
+
+import json
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_llm import kernels
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.core import parameters
+from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
+from mindspeed_llm.runtime import collectives, device
+from mindspeed_llm.runtime.collectives import Group, mccl
+from tests.golden.reference import Golden
+from tests.golden.trial import ADAMW, Trial
+
+
+def mccl_mismatches(world: Group) -> list[str]:
+    """Operations of the engine between hosts whose result is not the exact one, per dtype; the values are small integers."""
+    size, rank = world.size, world.rank
+    inputs = [np.random.default_rng(r).integers(0, 9, (2 * size, 3)).astype(np.float32) for r in range(size)]
+    following, previous = (rank + 1) % size, (rank - 1) % size
+    wrong = []
+    for dtype in (ms.float32, ms.bfloat16, ms.float16):
+        mine = Tensor(inputs[rank]).astype(dtype)
+        sends = [(mine, following), (mine[1:3], previous)]
+        receives = [(mine.shape, dtype, previous), ((2, 3), dtype, following)]
+        exchanged = mccl.finish_exchange(mccl.start_exchange(sends, receives, world))
+        pieces = mccl.all_to_all(list(mine.chunk(size, 0)), world)
+        own = slice(2 * rank, 2 * rank + 2)
+        for name, got, expected in (
+                ("sum", mccl.all_reduce(mine, world, "sum"), sum(inputs)),
+                ("max", mccl.all_reduce(mine, world, "max"), np.max(inputs, axis=0)),
+                ("all_gather", mccl.all_gather(mine, world), np.concatenate(inputs)),
+                ("reduce_scatter", mccl.reduce_scatter(mine, world), sum(inputs)[own]),
+                ("broadcast", mccl.broadcast(mine, world, 1), inputs[1]),
+                ("all_to_all", ms.mint.cat(pieces, dim=0), np.concatenate([array[own] for array in inputs])),
+                ("from previous", exchanged[0], inputs[previous]),
+                ("from next", exchanged[1], inputs[following][1:3])):
+            if got.dtype != dtype or not np.array_equal(got.astype(ms.float32).asnumpy(), expected):
+                wrong.append(f"{name} {dtype}")
+    return wrong
+
+
+def bad_gradient(world: Group) -> dict:
+    """One rank of four finds a NaN: every rank names it, and no rank updates."""
+    trial = Trial(Golden(), ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2,
+                                           sequence_parallel=True))
+    trial.load()
+    optimizer = trial.optimizer(ADAMW)
+    trial.forward_backward()
+    if world.rank == 3:
+        for name in ("decoder.layers.3.mlp.linear_fc2.weight", "output_layer.weight"):
+            trial.chunks[0].parameters[name].main_grad.asnumpy().reshape(-1)[5] = np.nan
+    before = trial.chunks[0].parameters.buffer.flat.asnumpy().copy()
+    result = optimizer.step(1e-3, trial.grad_scale)
+    unchanged = bool((trial.chunks[0].parameters.buffer.flat.asnumpy() == before).all())
+    return {"updated": result.updated, "unchanged": unchanged, "steps": optimizer.step_count,
+            "name": gradients.first_bad_anywhere(trial.chunks, trial.state)}
+
+
+def early_buckets() -> dict:
+    """How many gradient buckets are on their way when backward has ended, and how many could be."""
+    parameters.BUCKET_ELEMENTS = 5000
+    trial = Trial(Golden(), ParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=True))
+    trial.load()
+    optimizer = trial.optimizer(ADAMW)
+    optimizer.expect_gradients(trial.microbatches)
+    trial.forward_backward()
+    (reducer,) = optimizer._reducers
+    started = len(reducer._started)
+    optimizer.step(1e-3, trial.grad_scale)
+    buckets = trial.chunks[0].parameters.buckets
+    return {"started": started, "early": sum(not bucket.late for bucket in buckets)}
+
+
+def evaluation_losses() -> dict:
+    """Forward-only losses of an interleaved pipeline beside those of training."""
+    trial = Trial(Golden(), ParallelConfig(pipeline_model_parallel_size=2, num_layers_per_virtual_pipeline_stage=1))
+    trial.load()
+    programs = [trial._program(chunk) for chunk in trial.chunks]
+    outputs = forward_only(programs, trial.microbatches, trial.state.pp)
+    mean = sum(float(loss) for loss in outputs) / trial.microbatches
+    return {"forward_only": gradients.global_sum(mean, trial.state.pp, trial.state.dp) / trial.state.dp.size,
+            "training": trial.forward_backward()}
+
+
+def main() -> None:
+    device.setup()
+    kernels.setup()
+    world = collectives.init()
+    seen = {"mccl": mccl_mismatches(world), "bad_gradient": bad_gradient(world), "early_buckets": early_buckets(),
+            "evaluation": evaluation_losses()}
+    Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    collectives.barrier()
+
+
+if __name__ == "__main__":
+    main()
