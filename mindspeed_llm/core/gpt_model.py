@@ -21,13 +21,15 @@ from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLaye
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
 from mindspeed_llm.runtime import autograd
 
-EMBEDDING, FINAL_NORM, OUTPUT = "embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"
+EMBEDDING, FINAL_NORM = "embedding.word_embeddings.weight", "decoder.final_layernorm.weight"
+OUTPUT = "output_layer.weight"
 
 
 class GPTModel:
     """One chunk of the model: `layers` (global numbers), with the embedding if `first` and the output layer if `last`.
 
-    With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see `local_part`.
+    With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see
+    `local_part`.
     """
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, dtype: mstype.Type,
@@ -70,7 +72,9 @@ class GPTModel:
         return local_part(array, self.state.cp, self.parallel.context_parallel_algo)
 
     def hidden_states(self, inputs: Tensor, context: ForwardContext) -> Tensor:
-        """int32 ids `(S, B)` on the first stage, else the previous stage's `(S, B, H)` -> output of the last layer here."""
+        """int32 ids `(S, B)` on the first stage, else the previous stage's `(S, B, H)` -> output of the last layer
+        here.
+        """
         tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
         hidden = (vocab_parallel_embedding(inputs, self.parameters[EMBEDDING], tp, sequence_parallel)
                   if self.first else inputs)
@@ -109,7 +113,8 @@ class GPTModel:
     def _late_gradients(self, specs: list[TensorSpec]) -> set[str]:
         """Parameters whose gradients are complete only when backward has ended.
 
-        Uncut ones may get theirs from the tape instead of a fused accumulation; a tied embedding waits for the other stage.
+        Uncut ones may get theirs from the tape instead of a fused accumulation; a tied embedding waits for the other
+        stage.
         """
         tied = not self.model.untie_embeddings_and_output_weights
         return {spec.name for spec in specs if spec.axis is None or (tied and spec.name == EMBEDDING)}

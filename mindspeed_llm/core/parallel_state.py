@@ -1,7 +1,7 @@
 """Ranks and their groups: built once, passed explicitly.
 
-Global ranks are laid out with the tensor-parallel rank fastest, then context, data and pipeline, as in Megatron-LM, so that
-tensor-parallel neighbours are on one node.
+Global ranks are laid out with the tensor-parallel rank fastest, then context, data and pipeline, as in Megatron-LM, so
+that tensor-parallel neighbours are on one node.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mindspeed_llm.runtime.collectives import Group
 class ParallelState:
     """This rank's groups.
 
-    tp, cp, dp, pp: one axis each. dp_cp: ranks that hold the same parameters. model: ranks that together hold one replica
-    of the model (tp x pp). embedding: first and last stage, for tied embeddings. kv_replica: tensor-parallel ranks with the
-    same K/V rows, of which there are several when TP exceeds the number of query groups.
+    tp, cp, dp, pp: one axis each. dp_cp: ranks that hold the same parameters. model: ranks that together hold one
+    replica of the model (tp x pp). embedding: first and last stage, for tied embeddings. kv_replica: tensor-parallel
+    ranks with the same K/V rows, of which there are several when TP exceeds the number of query groups.
     """
 
     world: Group

@@ -32,13 +32,15 @@ class Bucket:
 class ParameterSet:
     """Tensors of one rank by global name, in one flat buffer, each with its `main_grad` in a second one (fp32).
 
-    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). Every bucket is padded to
-    a multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks. Without `bucketed` there is one
-    bucket, in forward order; with it there are several, and the parameters named in `late` have one of their own at the end.
+    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). Every bucket is
+    padded to a multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks. Without
+    `bucketed` there is one bucket, in forward order; with it there are several, and the parameters named in `late` have
+    one of their own at the end.
     """
 
     def __init__(self, specs: list[TensorSpec], tp_rank: int, tp_size: int, dtype: mstype.Type, *,
-                 trainable: bool = True, multiple_of: int = 1, bucketed: bool = False, late: Set[str] = frozenset()) -> None:
+                 trainable: bool = True, multiple_of: int = 1, bucketed: bool = False,
+                 late: Set[str] = frozenset()) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
         contents = _bucket_contents(specs, tp_rank, tp_size, late) if bucketed else [(specs, True)]
@@ -76,7 +78,8 @@ class ParameterSet:
         if not self.buffer.shared:
             for name in bucket.names:
                 start, stop = self.ranges[name]
-                self.tensors[name].copy_(values[start - bucket.start:stop - bucket.start].reshape(self.tensors[name].shape))
+                tensor = self.tensors[name]
+                tensor.copy_(values[start - bucket.start:stop - bucket.start].reshape(tensor.shape))
 
     def __getitem__(self, name: str) -> Tensor:
         self.settle()
@@ -103,8 +106,8 @@ class ParameterSet:
     def initialize(self, model: ModelConfig, seed: int) -> None:
         """Draw all parameters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1.
 
-        The draw depends on the seed, the global name and the global position only, so that any parallel layout starts from
-        the same model.
+        The draw depends on the seed, the global name and the global position only, so that any parallel layout starts
+        from the same model.
         """
         dtype = numpy_dtype(self.dtype)
         for name, spec in self.specs.items():

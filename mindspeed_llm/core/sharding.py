@@ -1,9 +1,10 @@
-"""Which part of every whole-model tensor a rank holds: the one description that layers, initialisation and checkpoints share.
+"""Which part of every whole-model tensor a rank holds: the one description that layers, initialisation and checkpoints
+share.
 
-A tensor of the whole model ("global tensor") is cut along one axis into *segments*, half-open index ranges in the order in
-which a rank's tensor holds them. One range is not enough: a tensor-parallel shard of `linear_fc1` is its part of the gate
-rows, then its part of the up rows; with more ranks than query groups, a shard of `linear_qkv` is some of its group's
-query rows, then all of the group's K and V rows, which other ranks hold too.
+A tensor of the whole model ("global tensor") is cut along one axis into *segments*, half-open index ranges in the order
+in which a rank's tensor holds them. One range is not enough: a tensor-parallel shard of `linear_fc1` is its part of the
+gate rows, then its part of the up rows; with more ranks than query groups, a shard of `linear_qkv` is some of its
+group's query rows, then all of the group's K and V rows, which other ranks hold too.
 
 Row order of the global tensors is Megatron's: `linear_qkv` is grouped per query group `[q ... q k v]`, `linear_fc1` is
 `[gate; up]` over the whole width.
@@ -21,8 +22,8 @@ Segments = tuple[tuple[int, int], ...]
 class TensorSpec:
     """One parameter of the whole model.
 
-    `layer` is its global layer number, or None for embedding, final norm and output layer. `axis` is the axis that tensor
-    parallelism cuts (None: every rank holds all of it). `decay` says whether weight decay applies.
+    `layer` is its global layer number, or None for embedding, final norm and output layer. `axis` is the axis that
+    tensor parallelism cuts (None: every rank holds all of it). `decay` says whether weight decay applies.
     """
 
     name: str
@@ -34,7 +35,9 @@ class TensorSpec:
     _cut: Callable[[int, int], Segments] | None = None
 
     def segments(self, rank: int, size: int) -> Segments:
-        """Ranges along `axis` (axis 0 for an uncut tensor) that tensor-parallel `rank` of `size` holds, in its order."""
+        """Ranges along `axis` (axis 0 for an uncut tensor) that tensor-parallel `rank` of `size` holds, in its
+        order.
+        """
         if self._cut is None or size == 1:
             return ((0, self.shape[self.axis or 0]),)
         return self._cut(rank, size)
@@ -95,7 +98,8 @@ def layer_specs(model: ModelConfig, layer: int) -> list[TensorSpec]:
 
     specs = [
         norm("input_layernorm"),
-        TensorSpec(prefix + "self_attention.linear_qkv.weight", (qkv_rows, hidden), layer, 0, True, "normal", _qkv(model)),
+        TensorSpec(prefix + "self_attention.linear_qkv.weight", (qkv_rows, hidden), layer, 0, True, "normal",
+                   _qkv(model)),
     ]
     if model.add_qkv_bias:
         specs.append(TensorSpec(prefix + "self_attention.linear_qkv.bias", (qkv_rows,), layer, 0, False, "zeros",
@@ -117,7 +121,8 @@ def layer_specs(model: ModelConfig, layer: int) -> list[TensorSpec]:
 def embedding_spec(model: ModelConfig) -> TensorSpec:
     """The word embedding, cut over the vocabulary."""
     vocab = model.padded_vocab_size
-    return TensorSpec("embedding.word_embeddings.weight", (vocab, model.hidden_size), None, 0, True, "normal", _even(vocab))
+    return TensorSpec("embedding.word_embeddings.weight", (vocab, model.hidden_size), None, 0, True, "normal",
+                      _even(vocab))
 
 
 def final_norm_spec(model: ModelConfig) -> TensorSpec:

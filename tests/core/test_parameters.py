@@ -9,8 +9,8 @@ from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.sharding import chunk_specs, model_specs
 from mindspeed_llm.runtime import device
 
-MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2, kv_channels=4,
-                    padded_vocab_size=32)
+MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2,
+                    kv_channels=4, padded_vocab_size=32)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
-"""Every division of work over ranks covers everything exactly once: tensors, positions, layers, groups, pipeline tasks."""
+"""Every division of work over ranks covers everything exactly once: tensors, positions, layers, groups, pipeline
+tasks.
+"""
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from mindspeed_llm.core.pipeline_parallel.interleaved import Task, order_of_task
 from mindspeed_llm.core.sharding import model_specs, qkv_replicas
 from mindspeed_llm.runtime.collectives import Group
 
-MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2, kv_channels=4,
-                    padded_vocab_size=32, post_norm=True)
+MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2,
+                    kv_channels=4, padded_vocab_size=32, post_norm=True)
 
 
 def members(size: int) -> list[Group]:
@@ -67,7 +69,8 @@ def test_ring_blocks_see_each_visible_pair_once(packed):
             keys = local_positions(2 * size * piece, groups[owner], RING)
             for block in blocks(rank, owner, size, piece, packed):
                 q_rows, k_rows = queries[block.queries], keys[block.keys]
-                visible = (block.k_start + np.arange(len(k_rows)))[None] <= (block.q_start + np.arange(len(q_rows)))[:, None]
+                k_index, q_index = block.k_start + np.arange(len(k_rows)), block.q_start + np.arange(len(q_rows))
+                visible = k_index[None] <= q_index[:, None]
                 seen[np.ix_(q_rows, k_rows)] += visible
         work.append(seen.sum() - before)
     assert (seen == np.tril(np.ones_like(seen))).all()

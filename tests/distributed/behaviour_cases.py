@@ -20,7 +20,9 @@ from tests.golden.trial import ADAMW, Trial
 
 
 def mccl_mismatches(world: Group) -> list[str]:
-    """Operations of the engine between hosts whose result is not the exact one, per dtype; the values are small integers."""
+    """Operations of the engine between hosts whose result is not the exact one, per dtype; the values are small
+    integers.
+    """
     size, rank = world.size, world.rank
     inputs = [np.random.default_rng(r).integers(0, 9, (2 * size, 3)).astype(np.float32) for r in range(size)]
     following, previous = (rank + 1) % size, (rank - 1) % size

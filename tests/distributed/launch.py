@@ -33,7 +33,9 @@ def run_msrun(script: str | Path, ranks: int, *args: object, env: dict[str, str]
 
 
 def worker_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a job: this interpreter's `msrun` and `python` first, the checkout importable, CPU, one thread."""
+    """The environment of a job: this interpreter's `msrun` and `python` first, the checkout importable, CPU, one
+    thread.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DEVICE_TARGET": "CPU", "OMP_NUM_THREADS": "1",
             "MS_NODE_TIMEOUT": "8",

@@ -1,4 +1,5 @@
-"""Run by test_parity.py under msrun on every rank: all rows of the parity table of this world size, one after the other.
+"""Run by test_parity.py under msrun on every rank: all rows of the parity table of this world size, one after the
+other.
 
     python parity_cases.py records OUT            one process, no msrun: writes the records that golden.npz lacks
     msrun ... parity_cases.py rows OUT [NAME...]  writes OUT/WORLD_RANK.json: {row or planted bug's name: errors}
@@ -24,7 +25,9 @@ from tests.golden.trial import Trial
 
 @dataclass(frozen=True)
 class Variant:
-    """A record that golden.npz is not: changes of the model, of the batch, and options that the single process needs."""
+    """A record that golden.npz is not: changes of the model, of the batch, and options that the single process
+    needs.
+    """
 
     model: dict = field(default_factory=dict)
     batch: dict = field(default_factory=dict)
@@ -94,7 +97,8 @@ def run_rows(folder: Path, names: list[str]) -> None:
         if world.size == PLANTED_WORLD and (not names or name in names):
             row, bug = with_bug(name)
             with bug:
-                results[name] = asdict(Trial(record_of(row.record, folder), row.parallel, row.micro_batch).errors(steps=2))
+                trial = Trial(record_of(row.record, folder), row.parallel, row.micro_batch)
+                results[name] = asdict(trial.errors(steps=2))
     (folder / f"{world.size}_{world.rank}.json").write_text(json.dumps(results), encoding="utf-8")
     collectives.barrier()
 

@@ -29,12 +29,14 @@ def _wrong_zigzag() -> Iterator[None]:
 
 PLANTED = {
     "all-reduce dropped in f": (
-        combine("tp2_dp2", 4, 2, tp=2), lambda: patch.object(layers, "start_all_reduce", lambda tensor, group: (tensor, None))),
+        combine("tp2_dp2", 4, 2, tp=2),
+        lambda: patch.object(layers, "start_all_reduce", lambda tensor, group: (tensor, None))),
     "K/V gradients not summed": (
         combine("tp4", 4, 4, tp=4), lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
     "zigzag order wrong": (combine("cp2_dp2", 4, 2, cp=2), _wrong_zigzag),
     "replicated parameters counted twice in the norm": (
-        combine("tp2_dp2", 4, 2, tp=2), lambda: patch.object(gradients, "owned_ranges", lambda chunk, state, shards: shards)),
+        combine("tp2_dp2", 4, 2, tp=2),
+        lambda: patch.object(gradients, "owned_ranges", lambda chunk, state, shards: shards)),
     "rope offset ignored by CP": (
         combine("cp2_dp2", 4, 2, cp=2),
         lambda: patch.object(gpt_model, "local_positions",

@@ -7,7 +7,9 @@ from mindspeed_llm.config.parallel import ParallelConfig
 
 @dataclass(frozen=True)
 class Row:
-    """A combination: `parallel` on `world` ranks, micro-batches of `micro_batch` sequences, and which record it is held to."""
+    """A combination: `parallel` on `world` ranks, micro-batches of `micro_batch` sequences, and which record it is held
+    to.
+    """
 
     name: str
     world: int
@@ -16,9 +18,11 @@ class Row:
     record: str = "golden"
 
 
-def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", *, tp: int = 1, pp: int = 1, cp: int = 1,
-            sp: bool = False, zero: bool = False, layers: tuple[int, ...] | None = None, **options) -> Row:
-    """A row from short names: tp, pp, cp sizes, sp sequence parallelism, zero distributed optimizer, layers per stage."""
+def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", *, tp: int = 1, pp: int = 1,
+            cp: int = 1, sp: bool = False, zero: bool = False, layers: tuple[int, ...] | None = None, **options) -> Row:
+    """A row from short names: tp, pp, cp sizes, sp sequence parallelism, zero distributed optimizer, layers per
+    stage.
+    """
     parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp,
                               sequence_parallel=sp, use_distributed_optimizer=zero, num_layer_list=layers, **options)
     return Row(name, world, parallel, micro_batch, record)
@@ -52,7 +56,8 @@ ROWS = [
     combine("cp2_selective_recompute", 2, 4, cp=2, **_SELECTIVE),
     combine("pp2_virtual", 2, pp=2, **_VIRTUAL),
     combine("pp2_virtual_one_microbatch", 2, 4, pp=2, **_VIRTUAL),
-    combine("pp2_virtual_uniform_recompute_tied", 2, record="tied", pp=2, num_layers_per_virtual_pipeline_stage=2, **_UNIFORM),
+    combine("pp2_virtual_uniform_recompute_tied", 2, record="tied", pp=2, **_UNIFORM,
+            num_layers_per_virtual_pipeline_stage=2),
     combine("pp2_lengths", 2, record="lengths", pp=2, variable_seq_lengths=True),
     combine("pp2_virtual_lengths", 2, record="lengths", pp=2, variable_seq_lengths=True, **_VIRTUAL),
     combine("pp2_noop", 2, record="noop", pp=2, noop_layers=(2, 3, 6)),

@@ -2,9 +2,10 @@
 
     pip install torch==2.13.0 transformers==5.23 'numpy<2' && python tests/golden/make_golden.py
 
-The model is tiny and random, and has everything that makes GLM4 itself: grouped-query attention, a QKV bias, interleaved rope on
-half of each head, epsilon 1.5625e-07, untied output. Stored: config, ids and labels, weights in Megatron's names and row order,
-logits, loss, every gradient, and the losses of ten AdamW steps (constant lr 1e-3, decay 0.1, clip 1.0). Everything is fp32.
+The model is tiny and random, and has everything that makes GLM4 itself: grouped-query attention, a QKV bias,
+interleaved rope on half of each head, epsilon 1.5625e-07, untied output. Stored: config, ids and labels, weights in
+Megatron's names and row order, logits, loss, every gradient, and the losses of ten AdamW steps (constant lr 1e-3, decay
+0.1, clip 1.0). Everything is fp32.
 """
 
 import json

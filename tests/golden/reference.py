@@ -12,8 +12,8 @@ from mindspeed_llm.core.sharding import TensorSpec
 
 class Golden:
     """A record: model shape, `ids` and `labels (B, S)`, `weight/<name>`, `grad/<name>`, `loss`, `adamw_losses`,
-    `adamw_grad_norms`, all of the whole model. Optional: `lengths (B)` of the rows, `cu_seqlens` of packed segments in every
-    row. Default: Hugging Face's numbers, see make_golden.py.
+    `adamw_grad_norms`, all of the whole model. Optional: `lengths (B)` of the rows, `cu_seqlens` of packed segments in
+    every row. Default: Hugging Face's numbers, see make_golden.py.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:

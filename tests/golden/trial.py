@@ -1,4 +1,6 @@
-"""A tiny training run under any parallel layout, from recorded weights on the recorded batch: what parity tests compare."""
+"""A tiny training run under any parallel layout, from recorded weights on the recorded batch: what parity tests
+compare.
+"""
 
 from dataclasses import dataclass
 
@@ -23,8 +25,9 @@ SGD_RATE = SGD.lr / SGD.adam_eps
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest relative errors: losses and gradient norms of the AdamW steps; gradients and parameters after one SGD step by
-    L2 norm of a tensor. `worst` names the worst gradient."""
+    """Largest relative errors: losses and gradient norms of the AdamW steps; gradients and parameters after one SGD
+    step by L2 norm of a tensor. `worst` names the worst gradient.
+    """
 
     loss: float
     grad_norm: float

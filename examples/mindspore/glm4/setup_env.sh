@@ -42,4 +42,5 @@ fi
 
 if on_cpu; then
     python -m mindspeed_llm.kernels.cpu.build --quiet
+    python -m mindspeed_llm.runtime.shared_memory.build
 fi

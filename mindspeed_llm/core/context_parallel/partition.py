@@ -1,7 +1,7 @@
 """Which positions of a sequence a context-parallel rank holds.
 
-Ring attention deals out 2C pieces to C ranks, rank r getting pieces r and 2C-1-r, so that causal attention costs every rank
-the same (the "zigzag" of Megatron-LM's context parallelism). Ulysses gives rank r the r-th of C pieces.
+Ring attention deals out 2C pieces to C ranks, rank r getting pieces r and 2C-1-r, so that causal attention costs every
+rank the same (the "zigzag" of Megatron-LM's context parallelism). Ulysses gives rank r the r-th of C pieces.
 """
 
 import numpy as np

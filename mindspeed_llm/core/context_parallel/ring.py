@@ -1,8 +1,8 @@
 """Ring attention: queries stay, keys and values travel around the context-parallel ranks.
 
-Method: Liu et al., "Ring Attention with Blockwise Transformers", 2023, with partial results merged by their log-sum-exp as in
-FlashAttention, and the zigzag division of `partition.py`. Shapes: s length of a piece, a rank holds two; B batch, N heads,
-G query groups, D head width.
+Method: Liu et al., "Ring Attention with Blockwise Transformers", 2023, with partial results merged by their log-sum-exp
+as in FlashAttention, and the zigzag division of `partition.py`. Shapes: s length of a piece, a rank holds two; B batch,
+N heads, G query groups, D head width.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ from mindspeed_llm.runtime.collectives import Group, finish_exchange, start_exch
 
 @dataclass(frozen=True)
 class Block:
-    """One call of the attention kernel: rows of the local queries and of the visiting keys, and the position of the first
-    row of each in the whole sequence (only what is visible of keys depends on it)."""
+    """One call of the attention kernel: rows of the local queries and of the visiting keys, and the position of the
+    first row of each in the whole sequence (only what is visible of keys depends on it).
+    """
 
     queries: slice
     keys: slice
@@ -63,7 +64,8 @@ class _RingAttention(Function):
         for step in range(group.size):
             last = step == group.size - 1
             moving = None if last else _start_shift([visiting], group)
-            for block in blocks(group.rank, (group.rank - step) % group.size, group.size, piece, cu_seqlens is not None):
+            owner = (group.rank - step) % group.size
+            for block in blocks(group.rank, owner, group.size, piece, cu_seqlens is not None):
                 out, lse = p.attention_fwd(_rows(q, block.queries), _rows(visiting[:rows], block.keys),
                                            _rows(visiting[rows:], block.keys), scale, block.q_start, block.k_start,
                                            cu_seqlens)
@@ -88,12 +90,13 @@ class _RingAttention(Function):
         visiting, d_visiting = mint.cat((k, v), dim=0), None
         for step in range(group.size):
             last = step == group.size - 1
-            # The keys of the next step, and the gradients that the previous rank has finished for this step's keys, travel
-            # together while this step's blocks are computed.
+            # The keys of the next step, and the gradients that the previous rank has finished for this step's keys,
+            # travel together while this step's blocks are computed.
             travelling = ([] if last else [visiting]) + ([] if d_visiting is None else [d_visiting])
             moving = _start_shift(travelling, group) if travelling else None
             d_k, d_v = [None, None], [None, None]
-            for block in blocks(group.rank, (group.rank - step) % group.size, group.size, piece, cu_seqlens is not None):
+            owner = (group.rank - step) % group.size
+            for block in blocks(group.rank, owner, group.size, piece, cu_seqlens is not None):
                 d_block = p.attention_bwd(
                     _rows(grad, block.queries), _rows(q, block.queries), _rows(visiting[:rows], block.keys),
                     _rows(visiting[rows:], block.keys), _rows(out, block.queries),

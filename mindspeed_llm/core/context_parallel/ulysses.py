@@ -1,8 +1,8 @@
 """Ulysses attention: exchange a part of the sequence with all heads for all of the sequence with a part of the heads.
 
-Method: Jacobs et al., "DeepSpeed Ulysses", 2023. With fewer query groups than context-parallel ranks, the ranks whose heads
-share a group all get its keys and values, and their gradients are summed. Shapes: S whole sequence, C context-parallel size,
-B batch, N heads, G query groups, D head width.
+Method: Jacobs et al., "DeepSpeed Ulysses", 2023. With fewer query groups than context-parallel ranks, the ranks whose
+heads share a group all get its keys and values, and their gradients are summed. Shapes: S whole sequence, C
+context-parallel size, B batch, N heads, G query groups, D head width.
 """
 
 from mindspore import Tensor, mint
@@ -28,8 +28,8 @@ def group_ranges(heads: int, groups: int, size: int) -> list[tuple[int, int]]:
     """
     per_rank, per_group = heads // size, heads // groups
     if heads % size or (per_rank % per_group and per_group % per_rank):
-        raise ValueError(f"ulysses_cp_algo cannot cut {heads} heads in {groups} query groups over --context-parallel-size "
-                         f"({size}): use a size that divides the heads and divides, or is a multiple of, the groups")
+        raise ValueError(f"ulysses_cp_algo cannot cut {heads} heads in {groups} query groups over "
+                         f"--context-parallel-size ({size}): use a size that divides the heads and divides, or is a multiple of, the groups")
     return [(rank * per_rank // per_group, -(-(rank + 1) * per_rank // per_group)) for rank in range(size)]
 
 

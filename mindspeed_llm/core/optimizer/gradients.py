@@ -1,4 +1,6 @@
-"""From the gradients that a rank accumulated to those of the whole batch: sums over replicas, the global norm, bad values."""
+"""From the gradients that a rank accumulated to those of the whole batch: sums over replicas, the global norm, bad
+values.
+"""
 
 import math
 
@@ -26,20 +28,23 @@ def collect(parameters: ParameterSet) -> None:
 
 
 def sum_tied_embedding(chunk: GPTModel, state: ParallelState) -> None:
-    """Sum a tied embedding's gradient over first and last stage, which saw the input and the output. Flat buffer, in place.
+    """Sum a tied embedding's gradient over first and last stage, which saw the input and the output. Flat buffer, in
+    place.
 
     The two stages lay out their buffers differently, so this comes before the buffers are cut into shards.
     """
     parameters = chunk.parameters
-    if not chunk.model.untie_embeddings_and_output_weights and state.embedding.size > 1 and EMBEDDING in parameters.specs:
+    tied = not chunk.model.untie_embeddings_and_output_weights
+    if tied and state.embedding.size > 1 and EMBEDDING in parameters.specs:
         _sum_ranges(parameters.grads, [parameters.ranges[EMBEDDING]], state.embedding)
 
 
 def sum_partial(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> None:
-    """Sum the gradients of parameters that several tensor-parallel ranks hold but each saw only part of, within `shards`.
+    """Sum the gradients of parameters that several tensor-parallel ranks hold but each saw only part of, within
+    `shards`.
 
-    Norm weights under sequence parallelism saw this rank's part of the sequence; replicated K/V rows saw this rank's query
-    heads. Tensor-parallel ranks lay out their buffers alike. Flat buffer, in place.
+    Norm weights under sequence parallelism saw this rank's part of the sequence; replicated K/V rows saw this rank's
+    query heads. Tensor-parallel ranks lay out their buffers alike. Flat buffer, in place.
     """
     parameters = chunk.parameters
     if state.sequence_parallel:
@@ -54,8 +59,8 @@ def sum_partial(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, i
 def owned_ranges(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Parts of the flat ranges `shards` that this rank counts in a sum over the model's ranks: every element once.
 
-    Uncut parameters are counted by tensor rank 0, replicated K/V rows by the first of their ranks, a tied embedding by the
-    first stage.
+    Uncut parameters are counted by tensor rank 0, replicated K/V rows by the first of their ranks, a tied embedding by
+    the first stage.
     """
     ranges = []
     for name, spec in chunk.parameters.specs.items():
@@ -85,13 +90,15 @@ def first_bad_parameter(chunks: list[GPTModel]) -> str | None:
     """Name of the first parameter whose gradient holds NaN or infinity on this rank, in forward order."""
     for chunk in chunks:
         for name in chunk.parameters.specs:
-            if not math.isfinite(kernels.primitives().sum_squares(chunk.parameters.grads.slice(*chunk.parameters.ranges[name]))):
+            gradient = chunk.parameters.grads.slice(*chunk.parameters.ranges[name])
+            if not math.isfinite(kernels.primitives().sum_squares(gradient)):
                 return name
     return None
 
 
 def first_bad_anywhere(chunks: list[GPTModel], state: ParallelState) -> str | None:
-    """`first_bad_parameter` over all ranks, with the lowest rank that has it: "name (rank r)"; the same text on every rank.
+    """`first_bad_parameter` over all ranks, with the lowest rank that has it: "name (rank r)"; the same text on every
+    rank.
 
     Forward order again: earlier pipeline stages first. A collective of all ranks.
     """

@@ -1,7 +1,8 @@
 """AdamW over a rank's flat buffers, optionally sharded over the data-parallel ranks.
 
-The fp32 master weights and both moments are flat tensors over the range of the parameter buffer that this rank updates: all
-of it, or with the distributed optimizer (Rajbhandari et al., "ZeRO", 2020, stage 1) an equal part of it per dp x cp rank.
+The fp32 master weights and both moments are flat tensors over the range of the parameter buffer that this rank updates:
+all of it, or with the distributed optimizer (Rajbhandari et al., "ZeRO", 2020, stage 1) an equal part of it per dp x cp
+rank.
 """
 
 import math
@@ -47,8 +48,9 @@ class Piece:
 
 
 class ChunkState:
-    """Optimizer state of one model chunk: the ranges `shards` of its flat buffer that this rank updates (one per bucket), and
-    per piece of a parameter in them the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are their own masters.
+    """Optimizer state of one model chunk: the ranges `shards` of its flat buffer that this rank updates (one per
+    bucket), and per piece of a parameter in them the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are
+    their own masters.
     """
 
     def __init__(self, chunk: GPTModel, shards: list[tuple[int, int]]) -> None:
@@ -84,7 +86,8 @@ class ChunkState:
 class Optimizer:
     """AdamW with fp32 master weights for the chunks of one rank."""
 
-    def __init__(self, chunks: list[GPTModel], config: OptimizerConfig, state: ParallelState, distributed: bool) -> None:
+    def __init__(self, chunks: list[GPTModel], config: OptimizerConfig, state: ParallelState,
+                 distributed: bool) -> None:
         self.config, self.state = config, state
         self.distributed = distributed and state.dp_cp.size > 1
         self.step_count = 0
@@ -106,8 +109,8 @@ class Optimizer:
             chunk_state.reset_masters()
 
     def expect_gradients(self, microbatches: int) -> None:
-        """Say how many backward passes the coming step has, so that --overlap-grad-reduce can start each bucket with its last
-        gradient. Without this call, or without the flag, all buckets are reduced in `step`.
+        """Say how many backward passes the coming step has, so that --overlap-grad-reduce can start each bucket with
+        its last gradient. Without this call, or without the flag, all buckets are reduced in `step`.
         """
         for reducer in self._reducers:
             reducer.expect(microbatches)
@@ -120,8 +123,8 @@ class Optimizer:
     def step(self, lr: float, grad_scale: float) -> StepResult:
         """Reduce the gradients over all replicas and update the parameters.
 
-        `grad_scale` turns the accumulated sums into the mean gradient (micro-batches, data-parallel ranks, loss scale). A
-        gradient with NaN or infinity anywhere leaves parameters and state as they were, on every rank.
+        `grad_scale` turns the accumulated sums into the mean gradient (micro-batches, data-parallel ranks, loss scale).
+        A gradient with NaN or infinity anywhere leaves parameters and state as they were, on every rank.
         """
         self._reduce()
         squares = self._sum_squares()
@@ -181,4 +184,5 @@ class Optimizer:
         for bucket, (start, stop) in sorted(zip(parameters.buckets, chunk_state.shards, strict=True),
                                             key=lambda entry: not entry[0].late):
             handle = start_all_gather(parameters.buffer.slice(start, stop), self.state.dp_cp)
-            parameters.arriving(bucket.names, lambda bucket=bucket, handle=handle: parameters.place(bucket, finish(handle)))
+            parameters.arriving(
+                bucket.names, lambda bucket=bucket, handle=handle: parameters.place(bucket, finish(handle)))

@@ -1,8 +1,9 @@
 """From the gradients that each rank accumulated to the sums over all replicas, as early as they are complete.
 
 Every bucket of a chunk's flat gradient buffer is one message: an all_reduce, or with the distributed optimizer a
-reduce_scatter, after which a rank holds the sum in its shard only. With overlap a bucket starts as soon as its last gradient of
-the step has been accumulated, while backward goes on. Method: Li et al., "PyTorch Distributed", 2020, section 3.2.
+reduce_scatter, after which a rank holds the sum in its shard only. With overlap a bucket starts as soon as its last
+gradient of the step has been accumulated, while backward goes on. Method: Li et al., "PyTorch Distributed", 2020,
+section 3.2.
 """
 
 from mindspore import Tensor, mint
@@ -44,8 +45,8 @@ class GradientReducer:
     def finish(self) -> None:
         """Start what has not started, wait for all, and put the sums into the flat buffer.
 
-        The model-parallel sums of `gradients` must have been made for late buckets before (`tied`) and are to be made for
-        all others after, on this rank's shards: sums over different groups may be taken in either order.
+        The model-parallel sums of `gradients` must have been made for late buckets before (`tied`) and are to be made
+        for all others after, on this rank's shards: sums over different groups may be taken in either order.
         """
         parameters = self.chunk.parameters
         for number, bucket in enumerate(parameters.buckets):
@@ -57,8 +58,8 @@ class GradientReducer:
 
     def _count(self, number: int) -> None:
         if number in self._started:
-            raise RuntimeError(f"gradient bucket {number} was summed before its last gradient: expect() was given too few "
-                               "micro-batches")
+            raise RuntimeError(f"gradient bucket {number} was summed before its last gradient: expect() was given too "
+                               "few micro-batches")
         if number in self._missing:
             self._missing[number] -= 1
             if self._missing[number] == 0:

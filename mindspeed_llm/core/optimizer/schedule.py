@@ -1,4 +1,6 @@
-"""Learning rate over iterations: warm-up, then constant, linear or cosine decay, as Megatron's scheduler counts them."""
+"""Learning rate over iterations: warm-up, then constant, linear or cosine decay, as Megatron's scheduler counts
+them.
+"""
 
 import math
 

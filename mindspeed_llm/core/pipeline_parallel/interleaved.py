@@ -1,10 +1,12 @@
 """The interleaved pipeline schedule: every rank holds several model chunks, so that the bubble shrinks by their number.
 
-Method: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021, section 2.2.
-Chunk c of rank p is stage c * P + p of P * V. Micro-batches enter in rounds of P; a last, smaller round is allowed.
+Method: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021,
+section 2.2. Chunk c of rank p is stage c * P + p of P * V. Micro-batches enter in rounds of P; a last, smaller round is
+allowed.
 
-What a rank does, and in which order it sends to each neighbour, follows from the sizes alone. Messages between two ranks
-arrive in the order in which they were sent, so a receiver works out the sender's order and puts aside what comes too early.
+What a rank does, and in which order it sends to each neighbour, follows from the sizes alone. Messages between two
+ranks arrive in the order in which they were sent, so a receiver works out the sender's order and puts aside what comes
+too early.
 """
 
 from dataclasses import dataclass
@@ -31,10 +33,11 @@ class Task:
 
 
 def order_of_tasks(rank: int, ranks: int, chunks: int, microbatches: int) -> list[Task]:
-    """Everything that a rank does, in order: warm-up forwards, then one forward and one backward in turn, then backwards.
+    """Everything that a rank does, in order: warm-up forwards, then one forward and one backward in turn, then
+    backwards.
 
-    Where the last round is smaller, its missing micro-batches keep their places but do nothing: leaving tasks out of an order
-    in which no rank waits for ever leaves such an order.
+    Where the last round is smaller, its missing micro-batches keep their places but do nothing: leaving tasks out of an
+    order in which no rank waits for ever leaves such an order.
     """
     padded = -(-microbatches // ranks) * ranks
     rounds = [range(start, start + ranks) for start in range(0, padded, ranks)]

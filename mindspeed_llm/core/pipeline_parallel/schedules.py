@@ -1,7 +1,7 @@
 """Pipeline schedules: in which order micro-batches go forward and backward through the stages.
 
-Method: one forward, one backward (1F1B), Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters
-Using Megatron-LM", 2021. A stage runs `stages - rank - 1` forwards first, so that at most that many plus one
+Method: one forward, one backward (1F1B), Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+Clusters Using Megatron-LM", 2021. A stage runs `stages - rank - 1` forwards first, so that at most that many plus one
 micro-batches are in flight.
 """
 
@@ -48,8 +48,8 @@ def forward_only(programs: StageProgram | list[StageProgram], microbatches: int,
 def forward_backward_1f1b(program: StageProgram, microbatches: int, pp: Group, loss_grad: Tensor) -> list[Tensor]:
     """Run all micro-batches forward and backward. Gradients accumulate in the parameters.
 
-    `loss_grad` (scalar fp32) starts every backward pass: it carries the loss scale. Returns the last stage's losses (empty
-    elsewhere), detached, in micro-batch order.
+    `loss_grad` (scalar fp32) starts every backward pass: it carries the loss scale. Returns the last stage's losses
+    (empty elsewhere), detached, in micro-batch order.
     """
     first, last = pp.rank == 0, pp.rank == pp.size - 1
     warmup = min(pp.size - pp.rank - 1, microbatches)

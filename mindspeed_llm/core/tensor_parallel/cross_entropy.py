@@ -1,8 +1,8 @@
 """Cross entropy over a vocabulary that is cut over tensor-parallel ranks: no rank holds all logits of a token.
 
-Each rank reduces its shard to three numbers per token (maximum, sum of exponentials, the label's logit); one gather of these
-gives every rank the log-sum-exp and the loss. Numerically the streaming log-sum-exp of Milakov and Gimelshein, "Online
-normalizer calculation for softmax", 2018.
+Each rank reduces its shard to three numbers per token (maximum, sum of exponentials, the label's logit); one gather of
+these gives every rank the log-sum-exp and the loss. Numerically the streaming log-sum-exp of Milakov and Gimelshein,
+"Online normalizer calculation for softmax", 2018.
 """
 
 from mindspore import Tensor, mint

@@ -1,8 +1,8 @@
 """Column- and row-parallel linear layers and the vocabulary-parallel embedding.
 
 Method: Shoeybi et al., "Megatron-LM", 2019 (the functions f and g), and Korthikanti et al., "Reducing Activation
-Recomputation in Large Transformer Models", 2022 (sequence parallelism). Shapes: S sequence, B batch, T tensor-parallel size.
-With sequence parallelism, activations between the parallel layers are cut along S.
+Recomputation in Large Transformer Models", 2022 (sequence parallelism). Shapes: S sequence, B batch, T tensor-parallel
+size. With sequence parallelism, activations between the parallel layers are cut along S.
 """
 
 from mindspore import Tensor
@@ -24,14 +24,16 @@ def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group
                            sequence_parallel: bool) -> Tensor:
     """`x (S, B, K)` (`(S/T, B, K)` with sequence parallelism) -> `(S, B, N/T)`; `weight (N/T, K)`, `bias (N/T)`.
 
-    Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered along
-    the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
+    Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered
+    along the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
     """
     return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel)
 
 
 def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
-    """`x (S, B, K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, B, N)` (`(S/T, B, N)` with sequence parallelism)."""
+    """`x (S, B, K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, B, N)` (`(S/T, B, N)` with sequence
+    parallelism).
+    """
     return _RowParallel.apply(x, weight, group, sequence_parallel)
 
 

@@ -1,6 +1,6 @@
 """Builds and loads the C++ kernels: once per machine, cached, safe with many processes starting at once.
 
-    python -m mindspeed_llm.kernels.cpu.build        build ahead of time, print one line
+    python -m mindspeed_llm.kernels.cpu.build [--quiet]      build ahead of time, print one line
 
 The library is kept in `$MINDSPEED_LLM_CACHE`, else `$XDG_CACHE_HOME/mindspeed_llm`, else `~/.cache/mindspeed_llm`, in a
 directory named after a hash of everything it depends on: sources, MindSpore, Python, compiler, flags, processor.
@@ -173,13 +173,15 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
+    """Build ahead of time and say so in one line; with --quiet, say nothing when it was built already."""
     try:
         known = library_path().exists()
         path = build()
     except BuildError as error:
         print(f"kernels: cpu backend not available ({error}): reference will be used")
         return 0
-    print(f"kernels: cpu backend {'is built already' if known else 'built'}: {path}")
+    if not (known and "--quiet" in sys.argv[1:]):
+        print(f"kernels: cpu backend {'is built already' if known else 'built'}: {path}")
     return 0
 
 

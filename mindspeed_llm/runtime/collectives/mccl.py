@@ -1,9 +1,9 @@
 """Collectives on CPU over MindSpore's MCCL.
 
-MCCL has all_reduce (fp32 sum only), all_gather, broadcast, send/recv and barrier. The rest is built from these, on numpy
-views of host memory: MindSpore's own cut, join and add cost as much as a message. Algorithms are chosen by group and message
-size after what benchmarks/collectives.py measured. The engine's send returns before its data is received, so "send to all, then
-receive from all" cannot deadlock.
+MCCL has all_reduce (fp32 sum only), all_gather, broadcast, send/recv and barrier. The rest is built from these, on
+numpy views of host memory: MindSpore's own cut, join and add cost as much as a message. Algorithms are chosen by group
+and message size after what benchmarks/collectives.py measured. The engine's send returns before its data is received,
+so "send to all, then receive from all" cannot deadlock.
 """
 
 import numpy as np
@@ -57,8 +57,8 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
 
 
 def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
-    """See the package. Direct exchange: each rank receives size-1 pieces and adds them in an order that only depends on its
-    rank. Many ranks with little data: the engine's sum of everything has fewer messages in a row.
+    """See the package. Direct exchange: each rank receives size-1 pieces and adds them in an order that only depends on
+    its rank. Many ranks with little data: the engine's sum of everything has fewer messages in a row.
     """
     parts = _array(_wide(tensor)).reshape(group.size, -1)
     if group.size > 4 and parts.nbytes <= _SMALL:

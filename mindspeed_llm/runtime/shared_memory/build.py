@@ -1,5 +1,7 @@
 """Compiles the transport's C++ once per machine and user, cached, safe with many processes starting at once.
 
+    python -m mindspeed_llm.runtime.shared_memory.build      build ahead of time; says only why it could not
+
 The library is kept in `$MINDSPEED_LLM_CACHE`, else `$XDG_CACHE_HOME/mindspeed_llm`, else `~/.cache/mindspeed_llm`, in a
 directory named after a hash of the sources, the compiler, the flags and the processor.
 """
@@ -93,3 +95,15 @@ def _compile(command: list[str], target: Path) -> None:
         with open(library, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(library, target)
+
+
+def main() -> None:
+    """Build ahead of time."""
+    try:
+        build()
+    except BuildError as error:
+        print(f"shared memory between ranks not available ({error}): MCCL will be used")
+
+
+if __name__ == "__main__":
+    main()
