@@ -6,6 +6,8 @@ and message size after what benchmarks/collectives.py measured. The engine's sen
 so "send to all, then receive from all" cannot deadlock.
 """
 
+import os
+
 import numpy as np
 from mindspore import Tensor, communication
 from mindspore import dtype as mstype
@@ -21,6 +23,8 @@ _SMALL = 2**15  # bytes; below, latency decides
 
 def init() -> tuple[int, int]:
     """Join the job; returns (rank, world size)."""
+    # The engine gives up on a peer after 30 s, which loading or saving a large checkpoint may take.
+    os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "600")
     communication.init("mccl")
     rank, size = communication.get_rank(WORLD), communication.get_group_size(WORLD)
     # send and isend look their own rank up in HCCL's world group, which does not exist here, unless it is cached.
