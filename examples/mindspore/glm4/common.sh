@@ -84,11 +84,12 @@ report_failure() {
     local log_dir=$1
     {
         echo "error: the job failed; logs in $log_dir"
-        if grep -oE 'worker [0-9]+ is the first one timed out' "$log_dir/msrun.log" | grep -oE '[0-9]+' | sort -u |
-            sed 's/.*/rank & ended without a word: killed from outside, or out of memory/' | grep .; then
+        if grep -hE '^(rank [0-9]+|scheduler): (error|interrupted)' "$log_dir"/worker_*.log | sort -u; then
             return
         fi
-        if ! grep -hE '^(rank [0-9]+|scheduler): (error|interrupted)' "$log_dir"/worker_*.log | sort -u; then
+        # No rank said anything: the scheduler knows who stopped answering first.
+        if ! grep -oE 'worker [0-9]+ is the first one timed out' "$log_dir/msrun.log" | grep -oE '[0-9]+' | sort -u |
+            sed 's/.*/rank & ended without a word: killed from outside, or out of memory/' | grep .; then
             local log
             for log in "$log_dir"/worker_*.log; do
                 echo "--- end of $log"

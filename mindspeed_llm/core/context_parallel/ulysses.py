@@ -29,7 +29,8 @@ def group_ranges(heads: int, groups: int, size: int) -> list[tuple[int, int]]:
     per_rank, per_group = heads // size, heads // groups
     if heads % size or (per_rank % per_group and per_group % per_rank):
         raise ValueError(f"ulysses_cp_algo cannot cut {heads} heads in {groups} query groups over "
-                         f"--context-parallel-size ({size}): use a size that divides the heads and divides, or is a multiple of, the groups")
+                         f"--context-parallel-size ({size}): use a size that divides the heads and divides, or is a "
+                         "multiple of, the groups")
     return [(rank * per_rank // per_group, -(-(rank + 1) * per_rank // per_group)) for rank in range(size)]
 
 

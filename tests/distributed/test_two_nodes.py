@@ -1,0 +1,95 @@
+"""Two nodes on one machine: two network namespaces joined by a veth pair, one launch script in each, losses of one node."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mindspeed_llm.checkpoint import open_checkpoint
+from tests.distributed.launch import free_port
+from tests.training.tiny_job import write_documents
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
+FLAGS = ("--train-iters 3 --seq-length 64 --max-position-embeddings 64 --global-batch-size 8 --lr 1e-3 --vocab-size 1024 "
+         "--log-interval 1").split()
+
+
+def _unavailable():
+    if os.geteuid() != 0:
+        return "needs root to make network namespaces"
+    if shutil.which("ip") is None:
+        return "needs iproute2's ip"
+    name = f"probe{uuid.uuid4().hex[:6]}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
+        return "network namespaces cannot be made here"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return None
+
+
+@pytest.fixture
+def nodes():
+    """Names of two namespaces; 10.77.0.1 is the first, 10.77.0.2 the second."""
+    reason = _unavailable()
+    if reason:
+        pytest.skip(reason)
+    tag = uuid.uuid4().hex[:6]
+    names, ends = (f"n0{tag}", f"n1{tag}"), (f"v0{tag}", f"v1{tag}")
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def _start(folder, prefix, *flags, data, **variables):
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                   "MODEL": "glm4-tiny", "DTYPE": "fp32", "TP": "2", "PP": "2", "DEVICE_TARGET": "CPU", "CKPT_LOAD_DIR": "",
+                   "DATA_PATH": str(data), "TOKENIZER_PATH": str(folder), "LOG_ROOT": str(folder / "logs"),
+                   **{key: str(value) for key, value in variables.items()}}
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen([*prefix, "bash", str(SCRIPT), *FLAGS, *flags], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+
+def _losses(output):
+    return re.findall(r"lm loss: (\S+) \|.*grad norm: (\S+) \|", output)
+
+
+def test_two_nodes_train_like_one(nodes, tmp_path):
+    data = tmp_path / "text_document"
+    write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    port = free_port()
+    # no shared storage: each node saves what its own ranks need
+    jobs = [_start(tmp_path / f"node{rank}", ["ip", "netns", "exec", name], "--no-shared-storage", data=data, NNODES=2,
+                   NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port,
+                   CKPT_SAVE_DIR=tmp_path / f"node{rank}" / "ckpt") for rank, name in enumerate(nodes)]
+    outputs = [job.communicate(timeout=200)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(outputs)
+    one = _start(tmp_path / "one", [], data=data, NPUS_PER_NODE=4, MASTER_PORT=free_port(),
+                 CKPT_SAVE_DIR=tmp_path / "one" / "ckpt")
+    output = one.communicate(timeout=200)[0]
+    assert one.returncode == 0, output
+    assert len(_losses(output)) == 3
+    for two_nodes, one_node in zip(_losses(outputs[0]), _losses(output), strict=True):
+        for mine, theirs in zip(two_nodes, one_node, strict=True):
+            assert float(mine) == pytest.approx(float(theirs), rel=2e-5, abs=1e-3)
+    for rank in range(2):
+        with open_checkpoint(tmp_path / f"node{rank}" / "ckpt") as saved:
+            present = {path.name for path in saved.directory.iterdir() if path.is_dir()}
+        assert present == {f"mp_rank_0{tp}_00{rank}" for tp in range(2)}
