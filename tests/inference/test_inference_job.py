@@ -45,7 +45,7 @@ def test_tasks_print_their_blocks(folder, capsys):
     run(configs("inference", folder, "--task", "greedy", "do_sample", "beam_search", "--prompt", "A. one", "--prompt",
                 "B. two", "--max-new-tokens", "6", "--num-beams", "2"))
     out = capsys.readouterr().out
-    assert "parallel: TP 1, PP 1, DP 1\n" in out
+    assert "ranks: 1 = tensor 1 x context 1 x data 1 x pipeline 1\n" in out
     found = blocks(out)
     assert [title for title, _, _ in found] == ["Greedy Search"] * 2 + ["Do Sample"] * 2 + ["Beam Search"] * 2
     assert [prompt for _, prompt, _ in found] == ["A. one", "B. two"] * 3
@@ -120,7 +120,7 @@ def test_speaker_holds_incomplete_characters_back(loaded):
     (("--load", "missing"), "--load missing: no such directory"),
     (("--load", "."), "holds no checkpoint"),
     (("--num-layers", "6"), r"--num-layers \(6\) contradicts the checkpoint"),
-    (("--pipeline-model-parallel-size", "3"), r"--num-layers \(4\) must be divisible"),
+    (("--pipeline-model-parallel-size", "3"), r"world size \(1\) must be a multiple of"),
     (("--pipeline-model-parallel-size", "2"), r"world size \(1\) must be a multiple"),
     (("--prompt", "word " * 400), r"the prompt has \d+ tokens, but a sequence may have 320"),
 ])
