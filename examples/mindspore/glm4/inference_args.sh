@@ -1,5 +1,6 @@
 # Sourced: INFERENCE_ARGS, what generation and evaluation have in common, and the variables of both. The checkpoint knows the
 # model's shape.
+set -euo pipefail
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 MASTER_PORT=${MASTER_PORT:-6001}
 NNODES=${NNODES:-1}

@@ -1,4 +1,5 @@
 # Sourced: MODEL_ARGS, the shape of every model here, stated once. GLM4's constants first, then each size.
+set -euo pipefail
 MODEL_ARGS=(
     --use-mcore-models
     --group-query-attention

@@ -1,4 +1,5 @@
 # Sourced: TRAIN_ARGS, what pre-training and tuning have in common, and the variables of both.
+set -euo pipefail
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 MASTER_PORT=${MASTER_PORT:-6000}
 NNODES=${NNODES:-1}
