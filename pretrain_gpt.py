@@ -21,9 +21,12 @@ def vocab_size_of(data: DataConfig) -> int:
 
 
 def main() -> None:
-    """Parse the command line and train."""
+    """Parse the command line and train, or with --dry-run say what training would take."""
     configs = parse("pretrain", sys.argv[1:], vocab_size_of)
-    from mindspeed_llm.training import run
+    if configs.train.dry_run:
+        from mindspeed_llm.tasks.planner import run
+    else:
+        from mindspeed_llm.training import run
 
     run(configs)
 

@@ -21,7 +21,8 @@ ALLOWED = {
     "training": {"config", "runtime", "kernels", "core", "data", "checkpoint"},
     "tasks": {"config", "runtime", "kernels", "core", "data", "checkpoint", "training"},
 }
-FRAMEWORK_FREE = ("config", "data", "checkpoint", "core/sharding.py", "tasks/convert", "tasks/preprocess")
+FRAMEWORK_FREE = ("config", "data", "checkpoint", "core/sharding.py", "tasks/convert", "tasks/planner",
+                  "tasks/preprocess")
 
 
 def _files(*places: str) -> list[Path]:

@@ -65,6 +65,11 @@ TRAINING_FLAGS = (
          _TRAINING),
     Flag("--no-check-for-nan-in-loss-and-grad", kind.switch(False), ("train.check_for_nan_in_loss_and_grad",), TRAIN,
          "go on when loss or gradient is NaN or infinite instead of stopping", _TRAINING, default="off (stop)"),
+    Flag("--dry-run", kind.switch(), ("train.dry_run",), TRAIN,
+         "print memory, communication and pipeline bubble of this job and end; needs no devices (see docs/planner.md)",
+         _TRAINING),
+    Flag("--device-memory-gb", kind.number(above=0.0), ("train.device_memory_gb",), TRAIN,
+         "memory of a device in GiB, for the verdict of --dry-run", _TRAINING),
 )
 
 CHECKPOINT_FLAGS = (

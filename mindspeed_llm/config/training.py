@@ -43,6 +43,8 @@ class TrainConfig:
     exit_signal_handler: bool = False
     tensorboard_dir: str | None = None
     check_for_nan_in_loss_and_grad: bool = True
+    dry_run: bool = False
+    device_memory_gb: float = 64.0
 
     def check_batch(self) -> None:
         """Raise UserError unless the global batch is a whole number of micro-batches."""

@@ -94,6 +94,7 @@ EFFECTS = [
     ("pretrain", "--eval-interval 9 --eval-iters 2", {"train.eval_interval": 9, "train.eval_iters": 2}),
     ("pretrain", "--exit-interval 4", {"train.exit_interval": 4}),
     ("pretrain", "--exit-signal-handler", {"train.exit_signal_handler": True}),
+    ("pretrain", "--dry-run --device-memory-gb 32", {"train.dry_run": True, "train.device_memory_gb": 32.0}),
     ("pretrain", "--tensorboard-dir tb", {"train.tensorboard_dir": "tb"}),
     ("pretrain", "--data-path one", {"data.data_path": ("one",)}),
     ("pretrain", "--data-path one two", {"data.data_path": ("one", "two")}),

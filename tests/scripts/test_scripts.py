@@ -22,6 +22,7 @@ class Recorder:
         for name in ("msrun", "python"):
             tool = self.bin / name
             tool.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
+                            'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; exit 1; }\n')
             tool.chmod(0o755)
         (folder / "tokenizer").mkdir()
@@ -138,6 +139,12 @@ def test_data_scripts(recorder):
 def test_threads_are_shared_among_ranks(recorder):
     recorder.configs("pretrain_glm4_8k_ms.sh", NPUS_PER_NODE=4)
     assert (recorder.folder / "record.threads").read_text().strip() == str(max(1, len(os.sched_getaffinity(0)) // 4))
+
+
+def test_a_dry_run_starts_no_ranks(recorder):
+    done, words = recorder.run("pretrain_glm4_9b_32k_ms.sh", "--dry-run", NNODES=2)
+    assert done.returncode == 0 and Path(words[0]).name == "pretrain_gpt.py" and "--worker_num" not in words
+    assert (recorder.folder / "record.ranks").read_text().strip() == "16"
 
 
 def test_a_failing_rank_reaches_terminal_and_status(recorder):

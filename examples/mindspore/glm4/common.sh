@@ -50,6 +50,13 @@ launch() {
         # Ranks that find the scheduler busy ask again at once, not after seconds.
         export MS_RETRY_INTERVAL_LOWER=${MS_RETRY_INTERVAL_LOWER:-1} MS_RETRY_INTERVAL_UPPER=${MS_RETRY_INTERVAL_UPPER:-1}
     fi
+    local flag
+    for flag in "$@"; do
+        if [[ "$flag" == --dry-run ]]; then     # a plan needs the number of ranks, not the ranks
+            RANK_SIZE=$world run_python "$name" "$script" "$@"
+            return
+        fi
+    done
     if ((world == 1)); then
         run_python "$name" "$script" "$@"
         return

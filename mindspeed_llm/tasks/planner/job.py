@@ -1,0 +1,159 @@
+"""What a plan is made for: a model, its spread over ranks, a batch, and the device it runs on."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.training import TrainConfig
+from mindspeed_llm.config.validation import check
+from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
+
+ASCEND, CPU = "Ascend", "CPU"
+TARGETS = (ASCEND, CPU)
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+RING, ULYSSES = "megatron_cp_algo", "ulysses_cp_algo"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job. `world_size` is the number of ranks, `target` the device (`Ascend` or `CPU`).
+
+    Making one raises UserError when the sizes do not fit together, as the job itself would.
+    """
+
+    configs: Configs
+    world_size: int
+    target: str = ASCEND
+
+    def __post_init__(self) -> None:
+        check(self.configs)
+        self.train.num_microbatches(self.parallel.data_parallel_size(self.world_size))
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's shape."""
+        return self.configs.model
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """How it is spread over ranks."""
+        return self.configs.parallel
+
+    @property
+    def train(self) -> TrainConfig:
+        """Batch, sequence length, dtype."""
+        return self.configs.train
+
+    @property
+    def tp(self) -> int:
+        """Tensor-parallel size."""
+        return self.parallel.tensor_model_parallel_size
+
+    @property
+    def pp(self) -> int:
+        """Pipeline-parallel size."""
+        return self.parallel.pipeline_model_parallel_size
+
+    @property
+    def cp(self) -> int:
+        """Context-parallel size."""
+        return self.parallel.context_parallel_size
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel size."""
+        return self.parallel.data_parallel_size(self.world_size)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters: data times context parallel."""
+        return self.dp * self.cp
+
+    @property
+    def sharded_optimizer(self) -> bool:
+        """Whether the distributed optimizer has ranks to spread over."""
+        return self.parallel.use_distributed_optimizer and self.replicas > 1
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether activations between tensor-parallel regions are cut along the sequence."""
+        return self.parallel.sequence_parallel and self.tp > 1
+
+    @property
+    def microbatches(self) -> int:
+        """Forward passes of one replica in one optimizer step."""
+        return self.train.num_microbatches(self.dp)
+
+    @property
+    def element(self) -> int:
+        """Bytes of a parameter or activation element."""
+        return DTYPE_BYTES[self.train.params_dtype]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch on one context-parallel rank."""
+        return self.train.micro_batch_size * self.train.seq_length // self.cp
+
+    @property
+    def residual_tokens(self) -> int:
+        """Tokens of the residual stream that one rank holds: `tokens`, or its part under sequence parallelism."""
+        return self.tokens // self.tp if self.sequence_parallel else self.tokens
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of a micro-batch's residual stream on one rank; also of a message between pipeline stages."""
+        return self.residual_tokens * self.model.hidden_size * self.element
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads of a rank (replicated when TP exceeds the query groups)."""
+        return max(1, self.model.num_query_groups // self.tp)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a rank."""
+        return self.model.num_attention_heads // self.tp
+
+    @cached_property
+    def stage_layers(self) -> list[list[tuple[int, ...]]]:
+        """`[pp_rank][chunk] -> global layer numbers`."""
+        return self.parallel.stage_layers(self.model)
+
+    @property
+    def chunks(self) -> int:
+        """Model chunks of a rank (virtual stages)."""
+        return len(self.stage_layers[0])
+
+    def is_first(self, stage: int, chunk: int) -> bool:
+        """Whether this chunk holds the embedding."""
+        return stage == 0 and chunk == 0
+
+    def is_last(self, stage: int, chunk: int) -> bool:
+        """Whether this chunk holds the output layer."""
+        return stage == self.pp - 1 and chunk == self.chunks - 1
+
+    def chunk_tensors(self, stage: int, chunk: int) -> list[TensorSpec]:
+        """The parameters of a chunk."""
+        return chunk_specs(self.model, self.stage_layers[stage][chunk], first=self.is_first(stage, chunk),
+                           last=self.is_last(stage, chunk))
+
+    def tensors(self, stage: int) -> list[TensorSpec]:
+        """The parameters of a stage, over its chunks."""
+        return [spec for chunk in range(self.chunks) for spec in self.chunk_tensors(stage, chunk)]
+
+    def local_numel(self, spec: TensorSpec) -> int:
+        """Elements of a parameter on one rank; the same on each tensor-parallel rank."""
+        count = 1
+        for size in spec.local_shape(0, self.tp):
+            count *= size
+        return count
+
+    def with_parallel(self, **changes: object) -> "Job":
+        """The same job spread differently. Raises UserError when that does not fit."""
+        return replace(self, configs=replace(self.configs, parallel=replace(self.parallel, **changes)))
+
+    def with_micro_batch(self, size: int) -> "Job":
+        """The same job with another micro-batch size. Raises UserError when that does not fit."""
+        return replace(self, configs=replace(self.configs, train=replace(self.train, micro_batch_size=size)))

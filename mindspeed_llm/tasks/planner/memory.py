@@ -1,0 +1,124 @@
+"""Bytes of a rank by purpose, and their peak."""
+
+from dataclasses import dataclass
+
+from mindspeed_llm.tasks.planner import activations
+from mindspeed_llm.tasks.planner.job import ASCEND, RING, Job
+
+MIB, GIB = 2**20, 2**30
+_FP32 = 4
+HCCL_BUFFERS = 2 * 200 * MIB    # per communicator: CANN's documentation of HCCL_BUFFSIZE, default 200 MB
+# Measured on CPU with a model of 0.1 M parameters: code, oneDNN, MindSpore's caches, thread stacks.
+CPU_PROCESS = 29 * MIB
+CPU_RANK = 6 * MIB              # more of it in a job of several ranks
+CPU_BLOCK_BUFFERS = 512 * 1024  # of the shared-memory collectives, per rank of the job
+_ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that the composite AdamW makes at once
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on each rank of a pipeline stage.
+
+    parameters, gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once.
+    copies: second copies that the target needs of the first two. activations: peak of a step's forward and backward
+    passes. step: what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give
+    them back, beside them. overhead: buffers of communication and kernels, and the process itself.
+    """
+
+    stage: int
+    numel: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    step: int
+    overhead: int
+    together: bool  # whether `activations` and `step` take memory at the same time
+
+    @property
+    def static(self) -> int:
+        """What is held from start to end."""
+        return self.parameters + self.gradients + self.optimizer + self.copies + self.overhead
+
+    @property
+    def peak(self) -> int:
+        """Estimate of the most that is held at one time."""
+        if self.together:
+            return self.static + self.activations + self.step
+        return self.static + max(self.activations, self.step)
+
+
+def stage_memory(job: Job, stage: int) -> StageMemory:
+    """The memory of a rank of `stage`; ranks that differ only in tensor, context or data place need the same."""
+    numel = sum(job.local_numel(spec) for spec in job.tensors(stage))
+    updated = -(-numel // job.replicas) if job.sharded_optimizer else numel
+    parameters, gradients = numel * job.element, numel * _FP32
+    on_ascend = job.target == ASCEND
+    # fp32 parameters in memory shared with numpy are their own masters (core/optimizer/optimizer.py).
+    states = 3 if on_ascend or job.element < _FP32 else 2
+    return StageMemory(
+        stage=stage, numel=numel, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
+        # On Ascend flat buffers and the tensors in them are separate memory (runtime/memory.py).
+        copies=parameters + gradients if on_ascend else 0,
+        activations=activations.peak_activations(job, stage), step=_step(job, stage, numel, updated),
+        overhead=_overhead(job, stage), together=not on_ascend)
+
+
+def _step(job: Job, stage: int, numel: int, updated: int) -> int:
+    """The largest of: reduced gradients before they are stored, gathered parameters, and what Ascend adds.
+
+    There the tensors' gradients are joined into a flat one and padded, and AdamW is composite.
+    """
+    reduced = updated * _FP32 if job.replicas > 1 else 0
+    gathered = numel * job.element if job.sharded_optimizer else 0
+    if job.target != ASCEND:
+        return max(reduced, gathered)
+    joined = 2 * numel * _FP32
+    largest = max(job.local_numel(spec) for spec in job.tensors(stage))
+    return max(joined, reduced, gathered, min(largest, updated) * _FP32 * _ADAM_TEMPORARIES)
+
+
+def communicators(job: Job) -> int:
+    """Groups of more than one rank that a rank belongs to: tp, cp, dp, pp, dp x cp, tp x pp and the like, once each."""
+    shapes = {("tp", job.tp), ("cp", job.cp), ("dp", job.dp), ("pp", job.pp), ("world", job.world_size)}
+    if job.dp > 1 and job.cp > 1:
+        shapes.add(("dp_cp", job.replicas))
+    if job.tp > 1 and job.pp > 1:
+        shapes.add(("model", job.tp * job.pp))
+    if job.tp > job.model.num_query_groups:
+        shapes.add(("kv_replica", job.tp // job.model.num_query_groups))
+    if job.pp > 2:
+        shapes.add(("embedding", 2))
+    sizes = [size for name, size in shapes if size > 1 and not (name != "world" and size == job.world_size)]
+    return len(sizes)
+
+
+def _overhead(job: Job, stage: int) -> int:
+    if job.target == ASCEND:
+        return communicators(job) * HCCL_BUFFERS
+    ranks = job.world_size
+    return CPU_PROCESS + _attention_scratch(job) + _messages(job, stage) + (
+        CPU_RANK + ranks * CPU_BLOCK_BUFFERS if ranks > 1 else 0)
+
+
+def _attention_scratch(job: Job) -> int:
+    """The CPU kernel's fp32 copies of keys and values and accumulators of dK and dV (kernels/cpu/src/attention.cc)."""
+    batch, groups, heads = job.train.micro_batch_size, job.groups, job.heads
+    length = job.train.seq_length if job.parallel.context_parallel_algo != RING else job.train.seq_length // job.cp
+    if job.cp > 1 and job.parallel.context_parallel_algo != RING:
+        heads = heads // job.cp
+        groups = max(1, groups // job.cp)
+    per_group = heads // groups
+    wanted = max(1, min(per_group, -(-16 // (batch * groups))))
+    split = -(-per_group // -(-per_group // wanted))
+    return batch * groups * length * job.model.kv_channels * _FP32 * (3 + 2 * split)
+
+
+def _messages(job: Job, stage: int) -> int:
+    """Messages to and from pipeline neighbours and around the ring lie in memory shared by sender and receiver."""
+    neighbours = (stage > 0 or job.chunks > 1) + (stage < job.pp - 1 or job.chunks > 1) if job.pp > 1 else 0
+    ring = 0
+    if job.cp > 1 and job.parallel.context_parallel_algo == RING:
+        ring = 2 * (1 + _FP32 // job.element) * activations.key_value_bytes(job)
+    return 2 * neighbours * job.hidden_bytes + ring

@@ -1,0 +1,124 @@
+"""Bytes by purpose: against real parameter sets, the whole model, and hand-made sums."""
+
+import pytest
+
+from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.tasks.planner import activations
+from mindspeed_llm.tasks.planner.job import ASCEND, CPU
+from mindspeed_llm.tasks.planner.memory import communicators, stage_memory
+from planned import GLM4_9B, TINY, job, mesh
+
+
+@pytest.mark.parametrize("dtype", ["", "--bf16"])
+def test_bytes_are_those_of_real_buffers(dtype, monkeypatch):
+    monkeypatch.setenv("DEVICE_TARGET", "CPU")
+    from mindspeed_llm.core.parameters import ParameterSet
+    from mindspeed_llm.runtime import device
+    device.setup()
+    plan = job(TINY, f"{dtype} {mesh(tp=4, pp=2)}", 8, CPU)
+    for stage in (0, 1):
+        for tp_rank in range(4):
+            real = ParameterSet(plan.tensors(stage), tp_rank, 4, device.dtype(plan.train.params_dtype))
+            memory = stage_memory(plan, stage)
+            assert memory.numel == real.numel()
+            assert (memory.parameters, memory.gradients) == (real.buffer.flat.nbytes, real.grads.flat.nbytes)
+
+
+@pytest.mark.parametrize("tp, pp", [(1, 1), (2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("tied", ["", "--untie-embeddings-and-output-weights=false"])
+def test_ranks_together_hold_the_model(tp, pp, tied):
+    plan = job(TINY, f"{tied} {mesh(tp, pp)}", tp * pp)
+    total, once = 0, 0
+    for stage in range(pp):
+        for spec in plan.tensors(stage):
+            whole = 1
+            for size in spec.shape:
+                whole *= size
+            copies = tp if spec.axis is None else 1
+            assert plan.local_numel(spec) * tp == whole * copies, spec.name
+            total += plan.local_numel(spec) * tp // copies
+    for spec in model_specs(plan.model):
+        whole = 1
+        for size in spec.shape:
+            whole *= size
+        once += whole
+    doubled = 512 * 64 if tied and pp > 1 else 0  # a tied embedding is on the first and on the last stage
+    assert total == once + doubled
+
+
+def test_static_bytes_of_glm4_9b_on_one_node():
+    memory = stage_memory(job(GLM4_9B, mesh(tp=2, pp=2), 8), 0)
+    assert memory.numel == _matrices() + 20 * (2 * 4096 + 2304)  # two norms and half of the bias a layer
+    assert memory.parameters == 2 * memory.numel and memory.gradients == 4 * memory.numel
+    assert memory.optimizer == 12 * (memory.numel // 2)  # two replicas share masters and moments
+    assert memory.copies == memory.parameters + memory.gradients
+
+
+def _matrices() -> int:
+    """A stage's half of the embedding and of 20 layers' matrices, without norms and biases."""
+    hidden, ffn, q_width, kv_width = 4096, 13696, 32 * 128, 2 * 2 * 128
+    layer = hidden * (q_width + kv_width) + hidden * q_width + 3 * hidden * ffn
+    return (151552 * hidden + 20 * layer) // 2
+
+
+def test_optimizer_state_by_dtype_target_and_sharding():
+    ddp = job(TINY, "--bf16", 4)
+    zero = job(TINY, "--bf16 --use-distributed-optimizer", 4)
+    numel = stage_memory(ddp, 0).numel
+    assert stage_memory(ddp, 0).optimizer == 12 * numel
+    assert stage_memory(zero, 0).optimizer == 12 * -(-numel // 4)
+    assert stage_memory(job(TINY, "", 1, CPU), 0).optimizer == 8 * numel  # fp32 parameters are their own masters
+    assert stage_memory(job(TINY, "", 1, ASCEND), 0).optimizer == 12 * numel
+
+
+def test_layer_keeps_what_its_functions_save():
+    plan = job(TINY, "", 1, CPU)
+    # 64 tokens; H 64, N x D 64, 2 G x D 32, F 96: norm in/out twice, q and out, k and v, gate-up and their product.
+    elements = 64 * (4 * 64 + 2 * 64 + 32 + 3 * 96)
+    statistics = 64 * (2 + 8)  # two norms' reciprocal rms, one log-sum-exp per head
+    assert activations.layer_kept(plan) == 4 * (elements + statistics)
+    assert activations.head_kept(plan) == 4 * 64 * (2 * 64 + 512 + 3)
+    assert activations.layer_kept(job(TINY, "--bf16", 1, CPU)) == 2 * elements + 4 * statistics
+
+
+def test_sequence_parallelism_cuts_the_residual_stream_only():
+    whole, cut = job(TINY, mesh(tp=2) + " --sequence-parallel=false", 2), job(TINY, mesh(tp=2), 2)
+    assert activations.layer_kept(whole) - activations.layer_kept(cut) == 4 * 32 * (4 * 64 + 2)
+    assert activations.logits_bytes(whole) == activations.logits_bytes(cut) == 4 * 64 * 256
+
+
+@pytest.mark.parametrize("method, expected", [("block --recompute-num-layers 3", 5),
+                                              ("uniform --recompute-num-layers 8", 0)])
+def test_recompute_keeps_inputs_instead_of_layers(method, expected):
+    plan = job(TINY, f"--recompute-granularity full --recompute-method {method}", 1, CPU)
+    inputs = 3 if "block" in method else 1
+    layers = activations.chunk_kept(plan, 0, 0) - activations.head_kept(plan)
+    assert layers == expected * activations.layer_kept(plan) + inputs * plan.hidden_bytes
+
+
+def test_uniform_units_of_several_layers_live_again_in_backward():
+    uniform = f"{mesh(pp=2)} --recompute-granularity full --recompute-method uniform --recompute-num-layers"
+    each, four = (job(TINY, f"{uniform} {count}", 2, CPU) for count in (1, 4))
+    grown = activations.peak_activations(four, 0) - activations.peak_activations(each, 0)
+    # Two micro-batches in flight: 2 x 4 inputs become 2 x 1; one layer that lives again becomes four.
+    assert grown == 3 * activations.layer_kept(each) - 6 * each.hidden_bytes
+
+
+def test_first_stage_keeps_more_micro_batches_and_more_memory():
+    plan = job(TINY, mesh(pp=4), 4)
+    peaks = [activations.peak_activations(plan, stage) for stage in range(3)]
+    assert peaks == sorted(peaks, reverse=True)
+    step = activations.chunk_kept(plan, 1, 0)
+    assert peaks[0] - peaks[1] == peaks[1] - peaks[2] == step
+
+
+def test_activations_grow_linearly_with_the_sequence():
+    short, long = (job(TINY, f"--max-position-embeddings {length} --seq-length {length}", 1, CPU)
+                   for length in (1024, 4096))
+    assert activations.peak_activations(long, 0) == 4 * activations.peak_activations(short, 0)
+
+
+def test_communicators_of_the_scripts():
+    assert communicators(job(GLM4_9B, mesh(tp=2, pp=2), 8)) == 5            # tp, dp, pp, tp x pp, world
+    assert communicators(job(GLM4_9B, mesh(tp=2, pp=2, cp=2), 16)) == 7     # and cp, dp x cp
+    assert communicators(job(GLM4_9B, mesh(tp=8), 8)) == 2     # the world, which tp is, and shared K/V rows
