@@ -38,10 +38,9 @@ def build(primitives) -> dict:
         @staticmethod
         def backward(ctx, grad):
             x, rstd = ctx.saved_tensors
-            result = []
-            accumulate_grad(ctx.weight,
-                            lambda main_grad: result.append(p.rms_norm_bwd(grad, x, ctx.weight, rstd, main_grad)))
-            return result[0], None, None
+            dx = accumulate_grad(ctx.weight,
+                                 lambda main_grad: p.rms_norm_bwd(grad, x, ctx.weight, rstd, main_grad))
+            return dx, None, None
 
     class SwiGLU(Function):
         @staticmethod

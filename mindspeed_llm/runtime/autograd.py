@@ -13,7 +13,8 @@ from mindspore._c_expression import run_backward
 from mindspore.common._grad_function import _Function as Function
 from mindspore.graph.api import _pynative_executor
 
-__all__ = ["Function", "accumulate_grad", "backward", "enable", "grad_of", "leaf", "no_grad", "recompute"]
+__all__ = ["Function", "accumulate_grad", "backward", "enable", "grad_of", "leaf", "no_grad", "recompute",
+           "take_grad"]
 
 
 def enable() -> None:
@@ -38,22 +39,29 @@ def grad_of(tensor: Tensor) -> Tensor | None:
     return tensor._grad  # MindSpore's only name for it
 
 
+def take_grad(tensor: Tensor) -> Tensor | None:
+    """`grad_of`, after which the tensor has none."""
+    grad, tensor._grad = tensor._grad, None
+    return grad
+
+
 def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     """Propagate `grads` (same shapes and dtypes as `outputs`) back to every leaf. The record is freed."""
     run_backward(tuple(outputs), tuple(grads), False, False, (), True, accumulate_grad=True)
 
 
-def accumulate_grad(parameter: Tensor, add: Callable[[Tensor], None]) -> None:
-    """Inside a `Function.backward`: add this use's gradient straight into `parameter.main_grad`.
+def accumulate_grad(parameter: Tensor, add: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+    """Inside a `Function.backward`: add this use's gradient straight into `parameter.main_grad`; returns what `add` does.
 
     `add` gets the fp32 `main_grad` tensor and adds into it in place, so that no gradient-sized temporary is made; the
     Function then returns None for the parameter. A parameter may carry `grad_ready`, called after each addition: the
     data-parallel reduction counts these to start a bucket as soon as it is complete.
     """
-    add(parameter.main_grad)
+    result = add(parameter.main_grad)
     ready = getattr(parameter, "grad_ready", None)
     if ready is not None:
         ready()
+    return result
 
 
 class _Recompute(Function):

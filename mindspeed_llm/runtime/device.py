@@ -34,7 +34,7 @@ def setup(seed: int = 1234) -> str:
             ms.runtime.launch_blocking()
         autograd.enable()
         _state["target"] = target
-        _state["resident_after_import"] = _anonymous_resident_bytes()
+        _state["resident_after_import"] = _status_kb("VmRSS")
     ms.set_seed(seed)
     np.random.seed(seed % 2**32)
     return _state["target"]
@@ -61,17 +61,12 @@ def peak_memory_mb() -> float:
     """Peak memory in MB: device memory on Ascend; on CPU the process's peak resident memory beyond what import took."""
     if target() == "Ascend":
         return ms.runtime.max_memory_allocated() / 2**20
-    peak = _status_kb("VmHWM") * 1024
-    return max(0, peak - _state["resident_after_import"]) / 2**20
+    return max(0, _status_kb("VmHWM") - _state["resident_after_import"]) / 2**10
 
 
 def _ascend_present() -> bool:
     # The driver's device nodes: asking MindSpore would load the Ascend plugin and complain loudly where there is none.
     return any(Path("/dev").glob("davinci[0-9]*"))
-
-
-def _anonymous_resident_bytes() -> int:
-    return _status_kb("VmRSS") * 1024
 
 
 def _status_kb(field: str) -> int:

@@ -18,16 +18,16 @@ def numpy_dtype(dtype: mstype.Type) -> np.dtype:
 
 
 class FlatBuffer:
-    """Tensors of the given shapes, and one flat tensor of all of them in order, padded to `multiple_of` elements.
+    """Tensors of the given shapes, and one flat tensor of all of them in order.
 
     On CPU `views` and `flat` share memory. On Ascend the views are tensors of their own: `pull` copies them into `flat`,
     `push` copies `flat` into them; on CPU both do nothing. Zero at the start.
     """
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtype: mstype.Type, multiple_of: int = 1) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], dtype: mstype.Type) -> None:
         sizes = [int(np.prod(shape)) for shape in shapes]
         self.offsets = [0, *np.cumsum(sizes).tolist()]
-        self.numel = -(-self.offsets[-1] // multiple_of) * multiple_of
+        self.numel = self.offsets[-1]
         self.dtype = dtype
         self.shared = device.on_cpu()
         if self.shared:
@@ -67,8 +67,7 @@ class FlatBuffer:
     def pull(self) -> Tensor:
         """The flat tensor with the views' current values."""
         if not self.shared:
-            flat = ops.cat([view.reshape(-1) for view in self.views])
-            self.flat = mint.nn.functional.pad(flat, (0, self.numel - flat.shape[0]))
+            self.flat = ops.cat([view.reshape(-1) for view in self.views])
         return self.flat
 
     def push(self) -> None:

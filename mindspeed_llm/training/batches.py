@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.context_parallel.partition import ULYSSES
+from mindspeed_llm.core.context_parallel.partition import pieces_of
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.batch import build_train_valid_test, collate
 from mindspeed_llm.data.samplers import BatchSampler
@@ -93,9 +93,7 @@ class Batches:
 
 def _length_multiple(asked: int, parallel: ParallelConfig) -> int:
     """What sequence lengths must be multiples of so that context and sequence parallelism can cut them evenly."""
-    pieces = parallel.context_parallel_size * (1 if parallel.context_parallel_algo == ULYSSES else 2)
-    if parallel.context_parallel_size == 1:
-        pieces = 1
+    pieces = pieces_of(parallel.context_parallel_size, parallel.context_parallel_algo)
     return math.lcm(asked, pieces * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1))
 
 

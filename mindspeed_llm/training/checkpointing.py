@@ -50,8 +50,7 @@ def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) 
     for chunk in chunks:
         parameters = chunk.parameters
         for name, spec in parameters.specs.items():
-            stored = source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype)
-            parameters.load(name, stored.array)
+            parameters.load(name, source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
         parameters.buffer.push()
 
 
@@ -73,7 +72,7 @@ def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer:
                 saved = source.read_optimizer(parameters.specs[piece.name], parameters.tp_rank, parameters.tp_size,
                                               piece.start, piece.stop)
                 for name in STATE_NAMES:
-                    chunk_state.states[name][index].asnumpy()[:] = saved[name]
+                    chunk_state.states[name][index].copy_(from_numpy(saved[name]))
         optimizer.step_count = source.extra["optimizer_steps"]
         scale.load_state(source.extra["loss_scale"])
     return Progress(source.iteration, source.consumed_samples)

@@ -49,12 +49,14 @@ class Trainer:
                 self._report(losses, (now - started) / len(losses), rate, result, board)
                 losses, started = [], now
             if train.eval_iters and progress.iteration % train.eval_interval == 0 and self.batches.has_validation:
+                paused = time.perf_counter()
                 self._validate(board)
-                started = time.perf_counter()
+                started += time.perf_counter() - paused
             stopping = stop.on_any_rank()
             if stopping or self._at(self.configs.checkpoint.save_interval):
+                paused = time.perf_counter()
                 saved = self._save(saved)
-                started = time.perf_counter()
+                started += time.perf_counter() - paused
             if stopping or self._at(train.exit_interval):
                 reason = "exit signal" if stopping else "--exit-interval"
                 session.say(f"stopping at iteration {progress.iteration} ({reason})")
@@ -152,5 +154,3 @@ class Trainer:
                                self.state, self.session.params_dtype, configs.train.seed,
                                with_optimizer=not config.no_save_optim)
         return self.progress.iteration
-
-

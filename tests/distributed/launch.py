@@ -42,6 +42,13 @@ def worker_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
             "MS_RETRY_INTERVAL_LOWER": "1", "MS_RETRY_INTERVAL_UPPER": "1", **(extra or {})}
 
 
+def script_environment(**variables: object) -> dict[str, str]:
+    """The environment in which a test runs an example script: this interpreter's, on CPU, tiny model, with `variables`."""
+    return {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MODEL": "glm4-tiny", "DTYPE": "fp32", "DEVICE_TARGET": "CPU",
+            **{name: str(value) for name, value in variables.items()}}
+
+
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
     with socket.socket() as listener:

@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import free_port
+from tests.distributed.launch import free_port, script_environment
 from tests.training.tiny_job import write_documents
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
@@ -36,10 +35,8 @@ def job(tmp_path):
     """A training job of four ranks that has done its first iterations; yields (process, mark)."""
     data, mark = tmp_path / "text_document", f"job-{tmp_path}"
     write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                   "MODEL": "glm4-tiny", "DTYPE": "fp32", "TP": "2", "PP": "2", "NPUS_PER_NODE": "4",
-                   "MASTER_PORT": str(free_port()), "DEVICE_TARGET": "CPU", "CKPT_LOAD_DIR": "", "DATA_PATH": str(data),
-                   "TOKENIZER_PATH": str(tmp_path), "JOB_MARK": mark}
+    environment = script_environment(TP=2, PP=2, NPUS_PER_NODE=4, MASTER_PORT=free_port(), CKPT_LOAD_DIR="",
+                                     DATA_PATH=data, TOKENIZER_PATH=tmp_path, JOB_MARK=mark)
     process = subprocess.Popen(
         ["bash", str(SCRIPT), "--train-iters", "1000000", "--seq-length", "64", "--max-position-embeddings", "64",
          "--global-batch-size", "8"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,

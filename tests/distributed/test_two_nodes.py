@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
-from tests.distributed.launch import free_port
+from tests.distributed.launch import free_port, script_environment
 from tests.training.tiny_job import write_documents
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
@@ -58,10 +57,8 @@ def nodes():
 
 
 def _start(folder, prefix, *flags, data, **variables):
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                   "MODEL": "glm4-tiny", "DTYPE": "fp32", "TP": "2", "PP": "2", "DEVICE_TARGET": "CPU", "CKPT_LOAD_DIR": "",
-                   "DATA_PATH": str(data), "TOKENIZER_PATH": str(folder), "LOG_ROOT": str(folder / "logs"),
-                   **{key: str(value) for key, value in variables.items()}}
+    environment = script_environment(TP=2, PP=2, CKPT_LOAD_DIR="", DATA_PATH=data, TOKENIZER_PATH=folder,
+                                     LOG_ROOT=folder / "logs", **variables)
     folder.mkdir(exist_ok=True)
     return subprocess.Popen([*prefix, "bash", str(SCRIPT), *FLAGS, *flags], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -1,22 +1,20 @@
 """The six jobs for real, through their scripts, with few steps: every file and log line that a user's tools look for."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
+from tests.distributed.launch import script_environment
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "quickstart.sh"
 
 
 def run(folder):
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                   "QUICKSTART_FAST": "1", "QUICKSTART_DIR": str(folder)}
-    return subprocess.run(["bash", str(SCRIPT)], cwd=folder.parent, env=environment, text=True, capture_output=True,
+    return subprocess.run(["bash", str(SCRIPT)], cwd=folder.parent,
+                          env=script_environment(QUICKSTART_FAST=1, QUICKSTART_DIR=folder), text=True, capture_output=True,
                           timeout=900, stdin=subprocess.DEVNULL)
 
 

@@ -11,13 +11,18 @@ from mindspeed_llm.runtime.collectives import Group
 RING, ULYSSES = "megatron_cp_algo", "ulysses_cp_algo"
 
 
+def pieces_of(size: int, algorithm: str) -> int:
+    """Into how many equal pieces `size` context-parallel ranks cut a sequence."""
+    return size if algorithm == ULYSSES or size == 1 else 2 * size
+
+
 def local_positions(seq_length: int, group: Group, algorithm: str) -> np.ndarray:
     """Positions in the whole sequence of this rank's part, in its order: int64 `(seq_length / C)`.
 
     Raises ValueError when the sequence cannot be cut evenly.
     """
-    pieces = group.size if algorithm == ULYSSES else 2 * group.size
-    if group.size > 1 and seq_length % pieces:
+    pieces = pieces_of(group.size, algorithm)
+    if seq_length % pieces:
         raise ValueError(f"sequence length ({seq_length}) must be divisible by {pieces} for --context-parallel-size "
                          f"({group.size}) with {algorithm}")
     positions = np.arange(seq_length)

@@ -21,10 +21,9 @@ _NAME_BYTES = 128
 def collect(parameters: ParameterSet) -> None:
     """Move gradients that the tape left on the parameters (operators without a fused accumulation) into `main_grad`."""
     for tensor in parameters.tensors.values():
-        grad = autograd.grad_of(tensor)
+        grad = autograd.take_grad(tensor)
         if grad is not None:
             kernels.primitives().accumulate(tensor.main_grad, grad)
-            tensor._grad = None
 
 
 def sum_tied_embedding(chunk: GPTModel, state: ParallelState) -> None:

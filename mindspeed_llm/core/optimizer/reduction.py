@@ -10,7 +10,6 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm.core.gpt_model import GPTModel
-from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import Bucket
 from mindspeed_llm.runtime.collectives import finish, start_all_reduce, start_reduce_scatter

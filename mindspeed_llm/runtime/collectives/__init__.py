@@ -3,7 +3,7 @@
 `hccl` is MindSpore's native set on Ascend. On CPU, `cpu` sends within one machine through `shared_memory` and across
 machines through `mccl`, which builds what MindSpore's engine there lacks. Every function takes its group explicitly and
 is the identity for a group of one, so a single process needs no communication library at all. Tensors are cut and
-joined along axis 0. Nothing here is differentiable: gradients are the business of `core/tensor_parallel/mappings.py`
+joined along axis 0. Nothing here is differentiable: gradients are the business of `core/tensor_parallel/layers.py`
 and its neighbours.
 """
 
@@ -73,8 +73,8 @@ def new_group(name: str, ranks: tuple[int, ...]) -> Group:
 
 
 def all_reduce(tensor: Tensor, group: Group, op: str = "sum") -> Tensor:
-    """Sum (or `max`) of every rank's tensor, on every rank. Same shape and dtype; the sum of bf16/fp16 is taken in
-    fp32.
+    """Sum (or `max`) of every rank's tensor, on every rank. Same shape and dtype; on CPU the sum of bf16/fp16
+    is taken in fp32.
     """
     return tensor if group.size == 1 else _state["engine"].all_reduce(tensor, group, op)
 
