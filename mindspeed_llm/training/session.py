@@ -1,5 +1,6 @@
 """What every job on ranks needs before it starts: device, kernels, groups, and the lines that say what was chosen."""
 
+import os
 from dataclasses import dataclass
 
 from mindspeed_llm import kernels
@@ -36,6 +37,9 @@ def join(seed: int, parallel: ParallelConfig) -> None:
     """
     parallel.data_parallel_size(collectives.launched_ranks())
     device.setup(seed)
+    if collectives.launched_ranks() > 1:
+        # msrun reports a rank that dies without a word by its process only; the launcher looks the rank up in this line.
+        print(f"rank {os.environ.get('RANK_ID')} is process {os.getpid()}", flush=True)
     collectives.init()
 
 

@@ -23,7 +23,8 @@ class Recorder:
             tool = self.bin / name
             tool.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
-                            '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; exit 1; }\n')
+                            '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
+                            'echo "${SAYS:-}"; exit 1; }\n')
             tool.chmod(0o755)
         (folder / "tokenizer").mkdir()
 
@@ -151,6 +152,13 @@ def test_a_failing_rank_reaches_terminal_and_status(recorder):
     done, _ = recorder.run("pretrain_glm4_8k_ms.sh", FAIL="rank 1: error: --lr (x) is not a number")
     assert done.returncode == 1
     assert "rank 1: error: --lr (x) is not a number" in done.stderr
+
+
+def test_a_rank_ended_by_a_signal_is_named(recorder):
+    done, _ = recorder.run("pretrain_glm4_8k_ms.sh", FAIL="rank 1 is process 4711",
+                           SAYS="[ERROR] Worker process 4711 exit with exception. Error code: -9.")
+    assert done.returncode == 1
+    assert "rank 1 was ended by signal 9: killed from outside, or out of memory" in done.stderr
 
 
 def test_wrong_variable(recorder):

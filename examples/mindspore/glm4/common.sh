@@ -63,7 +63,7 @@ launch() {
     fi
     rm -rf "$log_dir" && mkdir -p "$log_dir"
     echo "starting $world ranks ($NPUS_PER_NODE on this node), logs in $log_dir"
-    local first_local=$((NODE_RANK * NPUS_PER_NODE)) tail_pid=
+    local tail_pid=
     if ((NODE_RANK == 0)); then
         : >"$log_dir/worker_0.log"
         tail -n +1 -F "$log_dir/worker_0.log" 2>/dev/null &
@@ -77,7 +77,7 @@ launch() {
         kill "$tail_pid" 2>/dev/null || true
         wait "$tail_pid" 2>/dev/null || true
     fi
-    ((status == 0)) || report_failure "$log_dir" "$first_local"
+    ((status == 0)) || report_failure "$log_dir"
     return "$status"
 }
 
@@ -86,24 +86,26 @@ threads_per_rank() {
     echo $((threads > 0 ? threads : 1))
 }
 
-# report_failure LOG_DIR FIRST_RANK: the errors of the ranks that failed, or the end of their logs if they left none.
+# report_failure LOG_DIR: the rank that a signal ended, if one did, and the errors of the ranks that left one; the ends of the
+# logs if there is neither.
 report_failure() {
-    local log_dir=$1
+    local log_dir=$1 told=0 pid signal log
     {
         echo "error: the job failed; logs in $log_dir"
+        # msrun: "Worker process 123 exit with exception. Error code: -9."
+        while read -r pid signal; do
+            log=$(grep -lE "^rank [0-9]+ is process $pid\$" "$log_dir"/worker_*.log) || continue
+            sed -nE "s/^(rank [0-9]+) is process $pid\$/\1 was ended by signal $signal: killed from outside, or out of memory/p" "$log"
+            told=1
+        done < <(sed -nE 's/.*Worker process ([0-9]+) exit with exception\. Error code: -([0-9]+)\..*/\1 \2/p' "$log_dir/msrun.log")
         if grep -hE '^(rank [0-9]+|scheduler): (error|interrupted)' "$log_dir"/worker_*.log | sort -u; then
-            return
+            told=1
         fi
-        # No rank said anything: the scheduler knows who stopped answering first.
-        if ! grep -oE 'worker [0-9]+ is the first one timed out' "$log_dir/msrun.log" | grep -oE '[0-9]+' | sort -u |
-            sed 's/.*/rank & ended without a word: killed from outside, or out of memory/' | grep .; then
-            local log
-            for log in "$log_dir"/worker_*.log; do
+        if ((told == 0)); then
+            for log in "$log_dir"/worker_*.log "$log_dir/msrun.log"; do
                 echo "--- end of $log"
                 tail -n 5 "$log"
             done
-            echo "--- end of $log_dir/msrun.log"
-            tail -n 5 "$log_dir/msrun.log"
         fi
     } >&2
 }
