@@ -10,6 +10,7 @@ from mindspore import dtype as mstype
 
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.memory import FlatBuffer, numpy_dtype
 
 BUCKET_ELEMENTS = 40_000_000  # of a gradient bucket that is reduced while backward goes on
@@ -89,6 +90,14 @@ class ParameterSet:
         """The tensor of that global name, or None if this rank has none."""
         self.settle()
         return self.tensors.get(name)
+
+    def drop_grads(self) -> None:
+        """Forget all gradients: the next one of each parameter replaces what its `main_grad` holds.
+
+        `optimizer.gradients.collect` clears those that none came for.
+        """
+        for tensor in self.tensors.values():
+            autograd.drop_grad(tensor)
 
     def numel(self) -> int:
         """Number of parameters of this rank."""

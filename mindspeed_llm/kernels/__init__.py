@@ -1,7 +1,7 @@
 """Fused kernels: one API, three backends, chosen once at start-up.
 
 `reference`  MindSpore operations, slow and obvious: the oracle, and the fallback without a compiler
-`cpu`        C++ built on first use, matrix products by oneDNN
+`cpu`        C++ built on first use; matrix products on AMX tiles, or by oneDNN where the processor has none
 `ascend`     MindSpore's documented fused operators
 
 The functions below are differentiable; layout is sequence-first, `(S, B, ...)`; gradients of parameters are added to their
@@ -86,6 +86,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x (..., H)` over its root mean square, times `weight (H)`; statistics in fp32."""
     return _active.api.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`total = x + branch` (`x` if there is no branch) and `rms_norm(total, weight, eps)`, all `(..., H)`.
+
+    The residual stream goes on from `total`; both its uses send their gradients through one kernel, so that no sum of
+    activation size is left to the tape.
+    """
+    return _active.api.add_rms_norm(x, branch, weight, eps)
 
 
 def swiglu(x: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def build(primitives) -> dict:
         @staticmethod
         def backward(ctx, grad):
             (x,) = ctx.saved_tensors
-            accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(grad, x, main_grad))
+            accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, x, *target))
             if ctx.bias is not None:
-                accumulate_grad(ctx.bias, lambda main_grad: p.bias_grad(grad, main_grad))
+                accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))
             return p.linear_dgrad(grad, ctx.weight), None, None
 
     class RMSNorm(Function):
@@ -39,8 +39,26 @@ def build(primitives) -> dict:
         def backward(ctx, grad):
             x, rstd = ctx.saved_tensors
             dx = accumulate_grad(ctx.weight,
-                                 lambda main_grad: p.rms_norm_bwd(grad, x, ctx.weight, rstd, main_grad))
+                                 lambda *target: p.rms_norm_bwd(grad, x, ctx.weight, rstd, *target))
             return dx, None, None
+
+    class AddRMSNorm(Function):
+        @staticmethod
+        def forward(ctx, x, branch, weight, eps):
+            if branch is None:
+                total, (y, rstd) = x, p.rms_norm_fwd(x, weight, eps)
+            else:
+                total, y, rstd = p.add_rms_norm_fwd(x, branch, weight, eps)
+            ctx.save_for_backward(total, rstd)
+            ctx.weight, ctx.added = weight, branch is not None
+            return total, y
+
+        @staticmethod
+        def backward(ctx, d_total, grad):
+            total, rstd = ctx.saved_tensors
+            dx = accumulate_grad(ctx.weight,
+                                 lambda *target: p.rms_norm_bwd(grad, total, ctx.weight, rstd, *target, d_total))
+            return dx, dx if ctx.added else None, None, None
 
     class SwiGLU(Function):
         @staticmethod
@@ -94,7 +112,7 @@ def build(primitives) -> dict:
         @staticmethod
         def backward(ctx, grad):
             accumulate_grad(ctx.weight,
-                            lambda main_grad: p.embedding_wgrad(grad, ctx.ids, ctx.vocab_start, main_grad))
+                            lambda *target: p.embedding_wgrad(grad, ctx.ids, ctx.vocab_start, *target))
             return None, None, None
 
     class Add(Function):
@@ -112,6 +130,7 @@ def build(primitives) -> dict:
     return {
         "linear": lambda x, weight, bias=None: Linear.apply(x, weight, bias),
         "rms_norm": RMSNorm.apply,
+        "add_rms_norm": AddRMSNorm.apply,
         "swiglu": SwiGLU.apply,
         "rope": Rope.apply,
         "qkv_rope": QKVRope.apply,

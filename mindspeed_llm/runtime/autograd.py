@@ -8,13 +8,13 @@ this module touches them.
 
 from collections.abc import Callable, Sequence
 
-from mindspore import Tensor, _no_grad, ops
+from mindspore import Tensor, _no_grad, mint, ops
 from mindspore._c_expression import run_backward
 from mindspore.common._grad_function import _Function as Function
 from mindspore.graph.api import _pynative_executor
 
-__all__ = ["Function", "accumulate_grad", "backward", "enable", "grad_of", "leaf", "no_grad", "recompute",
-           "take_grad"]
+__all__ = ["Function", "accumulate_grad", "backward", "drop_grad", "enable", "grad_of", "leaf", "no_grad",
+           "recompute", "settle_grad", "take_grad"]
 
 
 def enable() -> None:
@@ -50,18 +50,37 @@ def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     run_backward(tuple(outputs), tuple(grads), False, False, (), True, accumulate_grad=True)
 
 
-def accumulate_grad(parameter: Tensor, add: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+def accumulate_grad(parameter: Tensor, add: Callable[[Tensor, bool], Tensor | None]) -> Tensor | None:
     """Inside a `Function.backward`: add this use's gradient straight into `parameter.main_grad`; returns what `add` does.
 
-    `add` gets the fp32 `main_grad` tensor and adds into it in place, so that no gradient-sized temporary is made; the
-    Function then returns None for the parameter. A parameter may carry `grad_ready`, called after each addition: the
-    data-parallel reduction counts these to start a bucket as soon as it is complete.
+    `add(main_grad, accumulate)` gets the fp32 `main_grad` tensor and works in place, so that no gradient-sized temporary
+    is made; the Function then returns None for the parameter. `accumulate` is False for the first gradient after
+    `drop_grad`: it replaces what `main_grad` held, which saves clearing it and reading the zeros. A parameter may carry
+    `grad_ready`, called after each addition: the data-parallel reduction counts these to start a bucket as soon as it is
+    complete.
     """
-    result = add(parameter.main_grad)
+    result = add(parameter.main_grad, not _dropped(parameter))
+    parameter.main_grad_dropped = False
     ready = getattr(parameter, "grad_ready", None)
     if ready is not None:
         ready()
     return result
+
+
+def drop_grad(parameter: Tensor) -> None:
+    """Forget what `parameter.main_grad` holds, without touching its memory."""
+    parameter.main_grad_dropped = True
+
+
+def settle_grad(parameter: Tensor) -> None:
+    """Clear `parameter.main_grad` if no gradient came since `drop_grad`: from here on it may be read."""
+    if _dropped(parameter):
+        parameter.main_grad.copy_(mint.zeros(parameter.main_grad.shape, dtype=parameter.main_grad.dtype))
+        parameter.main_grad_dropped = False
+
+
+def _dropped(parameter: Tensor) -> bool:
+    return getattr(parameter, "main_grad_dropped", False)
 
 
 class _Recompute(Function):

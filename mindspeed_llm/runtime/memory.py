@@ -56,14 +56,6 @@ class FlatBuffer:
         if not self.shared:
             self.store(start, tensor)
 
-    def zero(self) -> None:
-        """Set everything to zero."""
-        if self.shared:
-            self._memory.fill(0)
-        else:
-            for view in self.views:
-                view.copy_(ops.zeros_like(view))
-
     def pull(self) -> Tensor:
         """The flat tensor with the views' current values."""
         if not self.shared:

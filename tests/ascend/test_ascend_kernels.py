@@ -83,6 +83,22 @@ def test_rms_norm_through_the_tape(npu, draw, dtype, tolerance):
         assert_close(ours, theirs, tolerance)
 
 
+def test_add_rms_norm_through_the_tape(npu, draw):
+    """A residual stream with two uses: both gradients reach both summands, and the first one replaces main_grad."""
+    (x, branch, grad), weight = (draw(4, 2, 8) for _ in range(3)), draw(8)
+    results = []
+    for function in (npu.api.add_rms_norm, REFERENCE["add_rms_norm"]):
+        leaves = [autograd.leaf(x), autograd.leaf(branch)]
+        weight.main_grad = draw(8)
+        autograd.drop_grad(weight)
+        total, normed = function(*leaves, weight, 1e-5)
+        total, again = function(total, None, weight, 1e-5)
+        autograd.backward((total + normed * again,), (grad,))
+        results.append((total, normed, *(autograd.grad_of(leaf) for leaf in leaves), weight.main_grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs)
+
+
 def test_swiglu(npu, draw):
     x = draw(3, 2, 10)
     assert_close(npu.api.swiglu(x), reference.swiglu_fwd(x))

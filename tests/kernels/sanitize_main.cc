@@ -61,8 +61,8 @@ void linear(int dt, i64 M, i64 N, i64 K) {
   linear_fwd(dt, x.p(), w.p(), b.p(), y.p(), M, N, K);
   linear_fwd(dt, x.p(), w.p(), nullptr, y.p(), M, N, K);
   linear_dgrad(dt, y.p(), w.p(), dx.p(), M, N, K);
-  linear_wgrad(dt, y.p(), x.p(), d.f(), M, N, K);
-  op_bias_grad(dt, y.p(), db.f(), M, N);
+  for (bool accumulate : {false, true}) linear_wgrad(dt, y.p(), x.p(), d.f(), M, N, K, accumulate);
+  op_bias_grad(dt, y.p(), db.f(), M, N, true);
   finite("linear", dt, y);
   finite("dgrad", dt, dx);
   finite("wgrad", kF32, d);
@@ -71,8 +71,11 @@ void linear(int dt, i64 M, i64 N, i64 K) {
 void rows(int dt, i64 S, i64 H) {
   Buffer x = values(dt, S * H), g = values(dt, S * H), w = values(dt, H), y = values(dt, S * H), rstd = values(kF32, S),
          d = values(kF32, H), h = values(dt, S * 2 * H), dh = values(dt, S * 2 * H);
-  op_rms_norm_fwd(dt, x.p(), w.p(), y.p(), rstd.f(), S, H, 1e-5f);
-  op_rms_norm_bwd(dt, g.p(), x.p(), w.p(), rstd.f(), y.p(), d.f(), S, H);
+  Buffer sum = values(dt, S * H);
+  op_rms_norm_fwd(dt, x.p(), nullptr, w.p(), nullptr, y.p(), rstd.f(), S, H, 1e-5f);
+  op_rms_norm_bwd(dt, g.p(), x.p(), w.p(), rstd.f(), nullptr, y.p(), d.f(), S, H, true);
+  op_rms_norm_fwd(dt, x.p(), g.p(), w.p(), sum.p(), y.p(), rstd.f(), S, H, 1e-5f);
+  op_rms_norm_bwd(dt, g.p(), sum.p(), w.p(), rstd.f(), x.p(), y.p(), d.f(), S, H, false);
   finite("rms_norm", dt, y);
   op_swiglu_fwd(dt, h.p(), y.p(), S, H);
   op_swiglu_bwd(dt, g.p(), h.p(), dh.p(), S, H);
@@ -84,7 +87,7 @@ void rows(int dt, i64 S, i64 H) {
   op_ce_grad(dt, x.p(), ids.i(), lse.f(), grad.f(), y.p(), S, H, 1);
   finite("cross entropy", dt, y);
   op_embedding_fwd(dt, table.p(), ids.i(), y.p(), S, H, H, 1);
-  op_embedding_wgrad(dt, g.p(), ids.i(), sums.f(), S, H, H, 1);
+  op_embedding_wgrad(dt, g.p(), ids.i(), sums.f(), S, H, H, 1, false);
   finite("embedding", kF32, sums);
 }
 

@@ -5,7 +5,8 @@ import pytest
 from mindspore import Tensor
 from cpu_oracle import assert_close, buffer, random
 
-SHAPES = [(1, 1, 1), (1, 64, 48), (3, 7, 5), (4, 130, 1000), (5, 33, 65), (67, 129, 31), (128, 96, 256)]
+SHAPES = [(1, 1, 1), (1, 64, 48), (3, 7, 5), (4, 130, 1000), (5, 33, 65), (67, 129, 31), (128, 96, 256), (64, 300, 1),
+          (90, 1, 200), (1100, 70, 45), (97, 545, 133)]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -28,6 +29,42 @@ def test_forward_and_gradients(cpu, M, N, K, dtype):
     bias_main, bias_memory = buffer(np.ones(N))
     cpu.bias_grad(g, bias_main)
     assert_close(bias_memory, 1 + g64[:, 0].sum(0))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("M,N,K", [(0, 7, 5), *SHAPES])
+def test_first_gradient_replaces_what_was_there(cpu, M, N, K, dtype):
+    rng = np.random.default_rng(M + N + K)
+    g, x = random(rng, (M, 1, N), dtype)[0], random(rng, (M, 1, K), dtype)[0]
+    (fresh, replaced), (zeroed, expected) = buffer(np.full((N, K), np.nan)), buffer(np.zeros((N, K)))
+    cpu.linear_wgrad(g, x, fresh, False)
+    cpu.linear_wgrad(g, x, zeroed)
+    assert np.array_equal(replaced, expected)
+
+
+def test_fp32_is_as_close_to_float64_as_fp32_arithmetic(cpu):
+    """Also where products are summed from bf16 parts: magnitudes over 12 decades, sums of one sign, long sums.
+
+    The bound is relative to the sum of the terms' magnitudes: a sequential fp32 sum of K terms reaches K 2^-24.
+    """
+    rng = np.random.default_rng(3)
+    for K in (64, 1000, 5000):
+        for sign in (np.asarray, np.abs):
+            x, w = (sign(rng.standard_normal((rows, K)) * 10.0 ** rng.uniform(-6, 6, (rows, 1))).astype(np.float32)
+                    for rows in (80, 70))
+            y = cpu.linear_fwd(Tensor(x), Tensor(w)).asnumpy()
+            x64, w64 = x.astype(np.float64), w.astype(np.float64)
+            error = np.abs(y - x64 @ w64.T) / (np.abs(x64) @ np.abs(w64).T)
+            assert error.max() < 3e-6 and np.sqrt((error ** 2).mean()) < 1e-6
+
+
+def test_bad_values_reach_the_result(cpu):
+    x, w = np.ones((70, 40), np.float32), np.ones((50, 40), np.float32)
+    x[3, 7], x[5, 1], w[9, 0] = np.inf, np.nan, -np.inf
+    bad = ~np.isfinite(cpu.linear_fwd(Tensor(x), Tensor(w)).asnumpy())
+    expected = np.zeros((70, 50), bool)
+    expected[[3, 5]] = expected[:, 9] = True
+    assert np.array_equal(bad, expected)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

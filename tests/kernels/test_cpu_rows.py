@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from cpu_oracle import assert_close, buffer, random, rope, silu
+from cpu_oracle import assert_close, buffer, random, rope, silu, values
 
 BOTH = pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 
@@ -29,6 +29,38 @@ def test_rms_norm(cpu, shape, dtype):
     expected = gw * r - x64 * r ** 3 * (gw * x64).mean(-1, keepdims=True)
     assert_close(dx, expected, dtype, factor=2 if H > 1 else 1e9)
     assert_close(memory, 1 + (g64 * x64 * r).reshape(-1, H).sum(0), factor=2)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 2, 33), (300, 1, 128), (0, 1, 8)])
+def test_add_rms_norm_is_the_norm_of_the_rounded_sum(cpu, shape, dtype):
+    rng = np.random.default_rng(sum(shape))
+    (x, x64), (branch, b64), (g, _), (d_sum, d64) = (random(rng, shape, dtype) for _ in range(4))
+    w, _ = random(rng, shape[-1:], dtype)
+    total, y, rstd = cpu.add_rms_norm_fwd(x, branch, w, 1e-5)
+    assert_close(total, x64 + b64, dtype)
+    alone, alone_rstd = cpu.rms_norm_fwd(total, w, 1e-5)
+    assert np.array_equal(values(y), values(alone)) and np.array_equal(values(rstd), values(alone_rstd))
+    (added, sums), (separate, sums_alone) = buffer(np.zeros(shape[-1])), buffer(np.zeros(shape[-1]))
+    dx = cpu.rms_norm_bwd(g, total, w, rstd, added, True, d_sum)
+    dx_alone = cpu.rms_norm_bwd(g, total, w, rstd, separate)
+    # the sum of both uses is rounded once
+    assert_close(dx, values(dx_alone) + d64, dtype)
+    assert np.array_equal(sums, sums_alone)
+
+
+def test_first_gradient_replaces_what_was_there(cpu):
+    """accumulate=False: the same bits as adding to zeros, whatever main_grad held."""
+    rng = np.random.default_rng(5)
+    (x, _), (g, _), (row, _) = random(rng, (70, 2, 33)), random(rng, (70, 2, 33)), random(rng, (33,))
+    rstd, ids = cpu.rms_norm_fwd(x, row, 1e-5)[1], Tensor(rng.integers(0, 9, (70, 2)).astype(np.int32))
+    for shape, add in (((33,), lambda *target: cpu.bias_grad(g, *target)),
+                       ((33,), lambda *target: cpu.rms_norm_bwd(g, x, row, rstd, *target)),
+                       ((9, 33), lambda *target: cpu.embedding_wgrad(g, ids, 1, *target))):
+        (fresh, replaced), (zeroed, expected) = buffer(np.full(shape, np.nan)), buffer(np.zeros(shape))
+        add(fresh, False)
+        add(zeroed, True)
+        assert np.abs(expected).max() > 0 and np.array_equal(replaced, expected)
 
 
 @BOTH

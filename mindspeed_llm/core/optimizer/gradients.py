@@ -19,8 +19,11 @@ _NAME_BYTES = 128
 
 
 def collect(parameters: ParameterSet) -> None:
-    """Move gradients that the tape left on the parameters (operators without a fused accumulation) into `main_grad`."""
+    """Make every `main_grad` whole: nothing left of the step before, and with what the tape left on the parameters
+    (operators without a fused accumulation).
+    """
     for tensor in parameters.tensors.values():
+        autograd.settle_grad(tensor)
         grad = autograd.take_grad(tensor)
         if grad is not None:
             kernels.primitives().accumulate(tensor.main_grad, grad)

@@ -116,9 +116,9 @@ class Optimizer:
             reducer.expect(microbatches)
 
     def zero_grad(self) -> None:
-        """Clear the accumulated gradients."""
+        """Forget the accumulated gradients."""
         for chunk in self.chunks:
-            chunk.parameters.grads.zero()
+            chunk.parameters.drop_grads()
 
     def step(self, lr: float, grad_scale: float) -> StepResult:
         """Reduce the gradients over all replicas and update the parameters.

@@ -57,9 +57,9 @@ class _ColumnParallel(Function):
         # The sum over ranks travels while the weight's gradient is computed.
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
         summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)
-        accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(grad, total, main_grad))
+        accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, total, *target))
         if ctx.bias is not None:
-            accumulate_grad(ctx.bias, lambda main_grad: p.bias_grad(grad, main_grad))
+            accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))
         return finish(summing), None, None, None, None
 
 
@@ -75,7 +75,7 @@ class _RowParallel(Function):
     def backward(ctx, grad):
         (x,), p = ctx.saved_tensors, kernels.primitives()
         total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
-        accumulate_grad(ctx.weight, lambda main_grad: p.linear_wgrad(total, x, main_grad))
+        accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(total, x, *target))
         return p.linear_dgrad(total, ctx.weight), None, None, None
 
 
@@ -90,6 +90,6 @@ class _VocabParallelEmbedding(Function):
     def backward(ctx, grad):
         total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
         vocab_start = ctx.group.rank * ctx.weight.shape[0]
-        accumulate_grad(ctx.weight, lambda main_grad: kernels.primitives().embedding_wgrad(
-            total, ctx.ids, vocab_start, main_grad))
+        accumulate_grad(ctx.weight, lambda *target: kernels.primitives().embedding_wgrad(
+            total, ctx.ids, vocab_start, *target))
         return None, None, None, None

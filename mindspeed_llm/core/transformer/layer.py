@@ -50,12 +50,13 @@ class TransformerLayer:
 
     def __call__(self, hidden: Tensor, context: ForwardContext) -> Tensor:
         """The layer's output. Pre-norm; GLM-4-0414 also norms what each branch adds."""
-        attended = self._attention(self._norm(hidden, self.input_norm), context)
-        hidden = kernels.add(hidden, self._norm(attended, self.post_attention_norm))
-        transformed = self._mlp(self._norm(hidden, self.mlp_norm))
-        return kernels.add(hidden, self._norm(transformed, self.post_mlp_norm))
+        epsilon = self.model.norm_epsilon
+        hidden, normed = kernels.add_rms_norm(hidden, None, self.input_norm, epsilon)
+        attended = self._post_norm(self._attention(normed, context), self.post_attention_norm)
+        hidden, normed = kernels.add_rms_norm(hidden, attended, self.mlp_norm, epsilon)
+        return kernels.add(hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm))
 
-    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def _post_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.model.norm_epsilon)
 
     def _attention(self, x: Tensor, context: ForwardContext) -> Tensor:

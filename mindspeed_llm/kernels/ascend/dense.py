@@ -9,10 +9,10 @@ from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 from mindspore.ops.auto_generate import RmsNormGrad
 
-from mindspeed_llm.kernels.reference import accumulate
+from mindspeed_llm.kernels.reference.dense import add, put
 
 PRIMITIVES = ("linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "embedding_fwd", "rms_norm_fwd",
-              "rms_norm_bwd")
+              "add_rms_norm_fwd", "rms_norm_bwd")
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,14 +25,14 @@ def linear_dgrad(grad: Tensor, weight: Tensor) -> Tensor:
     return mint.matmul(grad, weight)
 
 
-def linear_wgrad(grad: Tensor, x: Tensor, main_grad: Tensor) -> None:
-    """`main_grad (N, K)` fp32 += grad^T x, in place."""
-    accumulate(main_grad, mint.matmul(_rows(grad).swapaxes(0, 1), _rows(x)))
+def linear_wgrad(grad: Tensor, x: Tensor, main_grad: Tensor, accumulate: bool = True) -> None:
+    """`main_grad (N, K)` fp32 += grad^T x, in place. Here and below, without `accumulate`: = instead of +=."""
+    put(main_grad, mint.matmul(_rows(grad).swapaxes(0, 1), _rows(x)), accumulate)
 
 
-def bias_grad(grad: Tensor, main_grad: Tensor) -> None:
+def bias_grad(grad: Tensor, main_grad: Tensor, accumulate: bool = True) -> None:
     """`main_grad (N)` fp32 += column sums of `grad (..., N)`, in place; the sum is taken in fp32."""
-    accumulate(main_grad, mint.sum(_rows(grad), dim=0, dtype=mstype.float32))
+    put(main_grad, mint.sum(_rows(grad), dim=0, dtype=mstype.float32), accumulate)
 
 
 def embedding_fwd(weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor:
@@ -49,11 +49,20 @@ def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return out, rstd.reshape(x.shape[:-1])
 
 
-def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_grad: Tensor) -> Tensor:
-    """Gradient of the input; the weight's, which the operator gives in fp32, is added to `main_grad (H)` in place."""
+def add_rms_norm_fwd(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`x + branch` in their dtype, then `rms_norm_fwd` of it: (sum, normed, reciprocal rms)."""
+    total = add(x, branch)
+    return total, *rms_norm_fwd(total, weight, eps)
+
+
+def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_grad: Tensor, accumulate: bool = True,
+                 d_sum: Tensor | None = None) -> Tensor:
+    """Gradient of the input, plus `d_sum`; the weight's, which the operator gives in fp32, is added to `main_grad (H)`
+    in place.
+    """
     d_x, d_weight = RmsNormGrad()(grad, x, rstd.expand_dims(-1), weight)
-    accumulate(main_grad, d_weight)
-    return d_x
+    put(main_grad, d_weight, accumulate)
+    return d_x if d_sum is None else add(d_x, d_sum)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 `load()` fills this module with the primitives; their contract is the docstrings of `mindspeed_llm.kernels.reference`.
 They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another
 dtype and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets
-written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Results do not depend on the
-number of threads (the products that go to oneDNN: as measured with 1 to 8 threads; with many more it may cut a long
-inner dimension).
+written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. With AMX an fp32 product is the
+sum of six products of bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx.inc`); an infinite operand
+gives NaN there. Results do not depend on the number of threads (the products that go to oneDNN: as measured with 1 to 8
+threads; with many more it may cut a long inner dimension).
 """
 
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 
 PRIMITIVES = (
-    "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
+    "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
     "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
     "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale",
 )

@@ -9,6 +9,7 @@ from mindspeed_llm.kernels.reference.attention import attention_bwd, attention_f
 from mindspeed_llm.kernels.reference.dense import (
     accumulate,
     add,
+    add_rms_norm_fwd,
     bias_grad,
     embedding_fwd,
     embedding_wgrad,
@@ -25,7 +26,7 @@ from mindspeed_llm.kernels.reference.optimizer import adamw, scale, sum_squares
 from mindspeed_llm.kernels.reference.rotary import qkv_rope_bwd, qkv_rope_fwd, rope
 
 __all__ = [
-    "accumulate", "adamw", "add", "attention_bwd", "attention_fwd", "bias_grad", "cross_entropy_grad",
+    "accumulate", "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_fwd", "bias_grad", "cross_entropy_grad",
     "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
     "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "scale", "sum_squares", "swiglu_bwd",
     "swiglu_fwd",

@@ -27,14 +27,14 @@ def linear_dgrad(grad: Tensor, weight: Tensor) -> Tensor:
     return mint.matmul(f32(rows(grad)), f32(weight)).astype(grad.dtype).reshape(*grad.shape[:-1], weight.shape[1])
 
 
-def linear_wgrad(grad: Tensor, x: Tensor, main_grad: Tensor) -> None:
-    """`main_grad (N, K)` fp32 += grad^T x, in place."""
-    accumulate(main_grad, mint.matmul(f32(rows(grad)).swapaxes(0, 1), f32(rows(x))))
+def linear_wgrad(grad: Tensor, x: Tensor, main_grad: Tensor, accumulate: bool = True) -> None:
+    """`main_grad (N, K)` fp32 += grad^T x, in place. Here and below, without `accumulate`: = instead of +=."""
+    put(main_grad, mint.matmul(f32(rows(grad)).swapaxes(0, 1), f32(rows(x))), accumulate)
 
 
-def bias_grad(grad: Tensor, main_grad: Tensor) -> None:
+def bias_grad(grad: Tensor, main_grad: Tensor, accumulate: bool = True) -> None:
     """`main_grad (N)` fp32 += column sums of `grad (..., N)`, in place."""
-    accumulate(main_grad, f32(rows(grad)).sum(axis=0))
+    put(main_grad, f32(rows(grad)).sum(axis=0), accumulate)
 
 
 def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -44,13 +44,24 @@ def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return (wide * rstd.expand_dims(-1) * f32(weight)).astype(x.dtype), rstd
 
 
-def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_grad: Tensor) -> Tensor:
-    """Gradient of the input; the weight's is added to `main_grad (H)` fp32 in place."""
+def add_rms_norm_fwd(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`x + branch` in their dtype, then `rms_norm_fwd` of it: (sum, normed, reciprocal rms)."""
+    total = add(x, branch)
+    return total, *rms_norm_fwd(total, weight, eps)
+
+
+def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_grad: Tensor, accumulate: bool = True,
+                 d_sum: Tensor | None = None) -> Tensor:
+    """Gradient of the input; the weight's is added to `main_grad (H)` fp32 in place.
+
+    `d_sum`, like x: the gradient from another use of x, added to the result.
+    """
     normed, g = f32(x) * rstd.expand_dims(-1), f32(grad)
-    accumulate(main_grad, rows(g * normed).sum(axis=0))
+    put(main_grad, rows(g * normed).sum(axis=0), accumulate)
     g = g * f32(weight)
     projection = (g * normed).mean(axis=-1, keep_dims=True)
-    return ((g - normed * projection) * rstd.expand_dims(-1)).astype(x.dtype)
+    dx = (g - normed * projection) * rstd.expand_dims(-1)
+    return (dx if d_sum is None else dx + f32(d_sum)).astype(x.dtype)
 
 
 def swiglu_fwd(x: Tensor) -> Tensor:
@@ -73,10 +84,10 @@ def embedding_fwd(weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor:
     return (ops.gather(f32(weight), local, 0) * inside).astype(weight.dtype).reshape(*ids.shape, weight.shape[1])
 
 
-def embedding_wgrad(grad: Tensor, ids: Tensor, vocab_start: int, main_grad: Tensor) -> None:
+def embedding_wgrad(grad: Tensor, ids: Tensor, vocab_start: int, main_grad: Tensor, accumulate: bool = True) -> None:
     """`main_grad (V, H)` fp32 += `grad (..., H)` at the rows of `ids`, in place."""
     local, inside = _local_ids(main_grad.shape[0], ids, vocab_start)
-    accumulate(main_grad, ops.unsorted_segment_sum(f32(rows(grad)) * inside, local, main_grad.shape[0]))
+    put(main_grad, ops.unsorted_segment_sum(f32(rows(grad)) * inside, local, main_grad.shape[0]), accumulate)
 
 
 def _local_ids(vocab: int, ids: Tensor, vocab_start: int) -> tuple[Tensor, Tensor]:
@@ -92,5 +103,10 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def accumulate(target: Tensor, source: Tensor) -> None:
     """`target` fp32 += `source`, in place, into the target's own memory."""
+    put(target, source, True)
+
+
+def put(target: Tensor, source: Tensor, accumulate: bool) -> None:
+    """`target` fp32 += `source`, or = without `accumulate`, in place."""
     # copy_ writes through to memory shared with numpy; add_ does not.
-    target.copy_(target + f32(source))
+    target.copy_(target + f32(source) if accumulate else f32(source))

@@ -34,10 +34,11 @@ i64 round_up(i64 x, i64 m) { return (x + m - 1) / m * m; }
 
 // Sets paddings and strides; true when the tile kernels are to be used.
 bool pad(Attention *a, const Isa &f) {
-  const bool tiles = a->dt == kBF16 && f.tiles_fwd != nullptr;
+  const bool tiles = f.tiles_fwd != nullptr;
+  const i64 tile_floats = a->dt == kF32 ? 3 : 1;  // of every two values: fp32 is three bf16 parts
   a->Dp = round_up(a->D, tiles ? 32 : f.lanes);
   a->Skp = round_up(a->Sk, tiles ? 32 : f.panel);
-  a->kt_stride = a->kn_stride = tiles ? a->Skp * a->Dp / 2 : a->Skp * a->Dp;
+  a->kt_stride = a->kn_stride = tiles ? a->Skp * a->Dp * tile_floats / 2 : a->Skp * a->Dp;
   a->dk_scale = tiles ? a->scale : 1.0f;
   return tiles;
 }

@@ -1,5 +1,5 @@
-// Linear layers: oneDNN matmul primitives, cached by shape, run on our thread pool; a few rows by our own loop
-// (decoding), and bf16 on AMX by our own tiles, which measured 1.2 to 1.4 times oneDNN 3.10.1.
+// Linear layers. A few rows (decoding) by our own loop; on AMX by our own tiles, which measured faster than oneDNN
+// 3.10.1 in both types; else by oneDNN matmul primitives, cached by shape, run on our thread pool.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -31,7 +31,7 @@ struct Threads : dnnl::threadpool_interop::threadpool_iface {
   void wait() override {}
 };
 
-enum Kind { kForward, kForwardBias, kDgrad, kWgrad };
+enum Kind { kForward, kForwardBias, kDgrad, kWgrad, kWgradAdd };
 
 struct Matmul {
   dnnl_primitive_t primitive = nullptr;
@@ -52,7 +52,7 @@ class Gemm {
     std::lock_guard<std::mutex> hold(mutex_);
     // When the result is small and the depth long, oneDNN gives threads pieces of the depth, whose sums then depend on
     // the number of threads.
-    threads_.serial = kind == kWgrad && N * K <= 128 * 128;
+    threads_.serial = (kind == kWgrad || kind == kWgradAdd) && N * K <= 128 * 128;
     Matmul &m = get(kind, dt, M, N, K);
     Scratch scratch(m.scratch_bytes);
     set(m.src, src);
@@ -102,15 +102,17 @@ class Gemm {
     dnnl_primitive_attr_t attr = nullptr;
     check(dnnl_primitive_attr_create(&attr), "dnnl_primitive_attr_create");
     check(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user), "scratchpad mode");
-    if (kind == kWgrad) {
+    if (kind == kWgrad || kind == kWgradAdd) {
       src = desc(N, M, t, 1, N);
       weights = desc(M, K, t, K, 1);
       dst = desc(N, K, dnnl_f32, K, 1);
-      dnnl_post_ops_t sum = nullptr;
-      check(dnnl_post_ops_create(&sum), "dnnl_post_ops_create");
-      check(dnnl_post_ops_append_sum(sum, 1.0f, 0, dnnl_f32), "dnnl_post_ops_append_sum");
-      check(dnnl_primitive_attr_set_post_ops(attr, sum), "dnnl_primitive_attr_set_post_ops");
-      dnnl_post_ops_destroy(sum);
+      if (kind == kWgradAdd) {
+        dnnl_post_ops_t sum = nullptr;
+        check(dnnl_post_ops_create(&sum), "dnnl_post_ops_create");
+        check(dnnl_post_ops_append_sum(sum, 1.0f, 0, dnnl_f32), "dnnl_post_ops_append_sum");
+        check(dnnl_primitive_attr_set_post_ops(attr, sum), "dnnl_primitive_attr_set_post_ops");
+        dnnl_post_ops_destroy(sum);
+      }
     } else if (kind == kDgrad) {
       src = desc(M, N, t, N, 1);
       weights = desc(N, K, t, K, 1);
@@ -167,27 +169,33 @@ Gemm &gemm() {
 constexpr i64 kGemvRows = 4;
 constexpr i64 kTileTokens = 64;
 
-// Cuts C into blocks of about height x width, at least four where that leaves 128 columns: by the shape alone, so that
-// every element is summed in one order.
-template <class F>
-void in_blocks(const GemmBF16 &g, i64 height, i64 width, F &&block) {
-  const i64 down = (g.M + height - 1) / height, least = std::min((3 + down) / down, (g.N + 127) / 128);
-  const i64 columns = std::max((g.N + width - 1) / width, least);
-  const i64 wide = ((g.N + columns - 1) / columns + 63) / 64 * 64, across = (g.N + wide - 1) / wide;
-  run_tasks(static_cast<int>(across * down), [&](int t) {
-    const i64 n0 = t % across * wide, m0 = g.M * (t / across) / down, m1 = g.M * (t / across + 1) / down;
-    block(m0, m1, n0, std::min(n0 + wide, g.N));
-  });
-}
-
-// bf16 on AMX tiles, where the processor has them and the rows repay packing the weights. C (M, N) = A (M, K) B (K, N).
-bool on_tiles(int dt, i64 tokens, const GemmBF16 &g) {
+// On AMX tiles, where the processor has them and the rows repay packing the weights. As many rows of A as fit the scratch
+// memory are packed by all threads; then each task packs columns of B and multiplies. Every element of C is summed in an
+// order that depends on K alone, however C is cut into tasks.
+bool on_tiles(i64 tokens, GemmTiles g) {
   const Isa &f = isa();
-  if (dt != kBF16 || f.gemm_bf16 == nullptr || tokens < kTileTokens) return false;
-  // A transposed A (of a weight gradient) is dear to pack: wide blocks pack it once.
-  const bool transposed = g.a_col != 1;
-  in_blocks(g, transposed ? 512 : 2048, transposed ? 1024 : 512,
-            [&](i64 m0, i64 m1, i64 n0, i64 n1) { f.gemm_bf16(g, m0, m1, n0, n1); });
+  if (f.gemm_tiles == nullptr || tokens < kTileTokens) return false;
+  constexpr i64 kStrip = 32, kPackedBytes = i64{24} << 20, kBlock = 512, kColumns = 256;
+  const auto cut = [](i64 n, i64 most) { return (n + most - 1) / most; };
+  const i64 row_bytes = cut(g.K, kStrip) * kStrip * (g.dt == kF32 ? 6 : 2);
+  const i64 most = std::max(kBlock, kPackedBytes / row_bytes / kBlock * kBlock);
+  const i64 height = std::min(most, cut(g.M, kStrip) * kStrip);
+  const i64 across = cut(g.N, kColumns), wide = cut(cut(g.N, across), kStrip) * kStrip;
+  const size_t bytes = static_cast<size_t>(row_bytes * height);
+  Scratch scratch(Scratch::padded(bytes));
+  g.packed = scratch.take<char>(bytes);
+  for (i64 first = 0; first < g.M; first += height) {
+    const i64 end = std::min(first + height, g.M), strips = cut(end - first, kStrip);
+    const auto row = [&](i64 strip) { return std::min(first + strip * kStrip, end); };
+    parallel_for(strips, 1, [&](i64 b, i64 e) { f.gemm_pack(g, first, end, row(b), row(e)); });
+    // few columns: cut the rows too, so that every thread has work
+    const i64 down = std::min(cut(2 * num_threads(), across), cut(strips, 4));
+    run_tasks(static_cast<int>(across * down), [&](int t) {
+      const i64 n0 = t % across * wide, i = t / across;
+      if (n0 >= g.N) return;
+      f.gemm_tiles(g, first, end, row(strips * i / down), row(strips * (i + 1) / down), n0, std::min(n0 + wide, g.N));
+    });
+  }
   return true;
 }
 
@@ -210,7 +218,7 @@ void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y,
                  [&](i64 n0, i64 n1) { f.gemv(dt, x, w, bias, y, M, N, K, n0 * 4, n1 * 4 < N ? n1 * 4 : N); });
     return;
   }
-  if (on_tiles(dt, M, {M, N, K, x, w, bias, y, K, 1, 1, K, N, false})) return;
+  if (on_tiles(M, {dt, M, N, K, x, w, bias, y, nullptr, K, 1, 1, K, N, dt == kF32, false})) return;
   gemm().run(bias != nullptr ? kForwardBias : kForward, dt, M, N, K, x, w, bias, y);
 }
 
@@ -220,14 +228,15 @@ void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, 
     __builtin_memset(dx, 0, static_cast<size_t>(M * K) * dtype_size(dt));
     return;
   }
-  if (on_tiles(dt, M, {M, K, N, g, w, nullptr, dx, N, 1, K, 1, K, false})) return;
+  if (on_tiles(M, {dt, M, K, N, g, w, nullptr, dx, nullptr, N, 1, K, 1, K, dt == kF32, false})) return;
   gemm().run(kDgrad, dt, M, N, K, g, w, nullptr, dx);
 }
 
-void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K) {
+void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K, bool accumulate) {
+  if (M == 0 && !accumulate) op_zero(main_grad, N * K);
   if (M == 0 || N == 0 || K == 0) return;
-  if (on_tiles(dt, M, {N, K, M, g, x, nullptr, main_grad, 1, N, K, 1, K, true})) return;
-  gemm().run(kWgrad, dt, M, N, K, g, x, nullptr, main_grad);
+  if (on_tiles(M, {dt, N, K, M, g, x, nullptr, main_grad, nullptr, 1, N, K, 1, K, true, accumulate})) return;
+  gemm().run(accumulate ? kWgradAdd : kWgrad, dt, M, N, K, g, x, nullptr, main_grad);
 }
 
 }  // namespace msl

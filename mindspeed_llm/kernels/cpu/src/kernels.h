@@ -29,13 +29,15 @@ struct Attention {
   i64 split, heads_per_unit;  // backward: units per (b, g) and heads of each
 };
 
-// C (M, N) = A B + bias in bf16, or fp32 C += A B with accumulate. One stride of A and one of B is 1.
-struct GemmBF16 {
+// C (M, N) = A (M, K) B (K, N) + bias for A, B and bias of type dt. C has that type too, or is fp32 with `wide`, which
+// allows C += A B. One stride of A and one of B is 1.
+struct GemmTiles {
+  int dt;
   i64 M, N, K;
   const void *a, *b, *bias;
-  void *c;
+  void *c, *packed;  // packed: a block of A's rows in tiles, filled by the driver
   i64 a_row, a_col, b_row, b_col, ldc;
-  bool accumulate;
+  bool wide, accumulate;
 };
 
 struct Isa {
@@ -43,9 +45,11 @@ struct Isa {
   i64 panel;  // keys of a packed attention panel
   i64 lanes;  // fp32 lanes of a vector
 
-  void (*rms_norm_fwd)(int dt, const void *x, const void *w, void *y, float *rstd, i64 rows, i64 H, float eps);
-  void (*rms_norm_bwd)(int dt, const void *g, const void *x, const void *w, const float *rstd, void *dx, float *dw,
-                       i64 rows, i64 H);
+  // branch and sum, or d_sum, may be null
+  void (*rms_norm_fwd)(int dt, const void *x, const void *branch, const void *w, void *sum, void *y, float *rstd,
+                       i64 rows, i64 H, float eps);
+  void (*rms_norm_bwd)(int dt, const void *g, const void *x, const void *w, const float *rstd, const void *d_sum,
+                       void *dx, float *dw, i64 rows, i64 H);
   void (*swiglu_fwd)(int dt, const void *x, void *y, i64 row0, i64 row1, i64 F);
   void (*swiglu_bwd)(int dt, const void *g, const void *x, void *dx, i64 row0, i64 row1, i64 F);
   void (*rope)(int dt, const void *x, void *y, const float *cos, const float *sin, i64 row0, i64 row1, i64 B, i64 N,
@@ -66,11 +70,13 @@ struct Isa {
   void (*add)(int dt, const void *x, const void *y, void *out, i64 n);
   void (*scale)(float *x, float factor, i64 n);
   void (*from_float)(int dt, const float *x, void *y, i64 n);
-  void (*gemm_bf16)(const GemmBF16 &g, i64 m0, i64 m1, i64 n0, i64 n1);  // null without AMX
+  // on AMX tiles (null without them): packing rows [m0, m1) of A, and a block of C; g.packed holds rows [first, end)
+  void (*gemm_pack)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1);
+  void (*gemm_tiles)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
   // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding
   void (*gemv)(int dt, const void *x, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0, i64 n1);
 
-  // the tile versions for bf16 (null without AMX) use bf16 operands, other paddings and longer query tiles
+  // the versions on AMX tiles (null without them) have other operands, other paddings and longer query tiles
   void (*attn_pack)(const Attention &a, i64 bg, bool backward);
   void (*attn_fwd)(const Attention &a, i64 b, i64 h, i64 row0, i64 row1);
   void (*attn_bwd)(const Attention &a, i64 bg, i64 part);

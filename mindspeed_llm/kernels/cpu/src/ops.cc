@@ -81,21 +81,29 @@ bool select_isa(const char *name) {
   return false;
 }
 
-void op_bias_grad(int dt, const void *g, float *main_grad, i64 rows, i64 N) {
+void op_zero(float *x, i64 n) {
+  parallel_elements(n, [&](i64 b, i64 e) { std::memset(x + b, 0, static_cast<size_t>(e - b) * sizeof(float)); });
+}
+
+void op_bias_grad(int dt, const void *g, float *main_grad, i64 rows, i64 N, bool accumulate) {
   const Isa &f = isa();
+  if (!accumulate) op_zero(main_grad, N);
   parallel_for((N + 63) / 64, row_grain(rows * 64),
                [&](i64 b, i64 e) { f.bias_grad(dt, g, main_grad, rows, N, b * 64, std::min(e * 64, N)); });
 }
 
-void op_rms_norm_fwd(int dt, const void *x, const void *w, void *y, float *rstd, i64 rows, i64 H, float eps) {
+void op_rms_norm_fwd(int dt, const void *x, const void *branch, const void *w, void *sum, void *y, float *rstd,
+                     i64 rows, i64 H, float eps) {
   const Isa &f = isa();
   parallel_for(rows, row_grain(H), [&](i64 b, i64 e) {
-    f.rms_norm_fwd(dt, at(x, b * H, dt), w, at(y, b * H, dt), rstd + b, e - b, H, eps);
+    f.rms_norm_fwd(dt, at(x, b * H, dt), branch != nullptr ? at(branch, b * H, dt) : nullptr, w,
+                   sum != nullptr ? at(sum, b * H, dt) : nullptr, at(y, b * H, dt), rstd + b, e - b, H, eps);
   });
 }
 
-void op_rms_norm_bwd(int dt, const void *g, const void *x, const void *w, const float *rstd, void *dx, float *main_grad,
-                     i64 rows, i64 H) {
+void op_rms_norm_bwd(int dt, const void *g, const void *x, const void *w, const float *rstd, const void *d_sum,
+                     void *dx, float *main_grad, i64 rows, i64 H, bool accumulate) {
+  if (!accumulate) op_zero(main_grad, H);
   if (rows == 0 || H == 0) return;
   const Isa &f = isa();
   // at most 16 partial sums of the weight gradient, cut by the number of rows alone
@@ -106,7 +114,8 @@ void op_rms_norm_bwd(int dt, const void *g, const void *x, const void *w, const 
     const i64 b = rows * t / parts, e = rows * (t + 1) / parts;
     float *dw = sums + t * H;
     std::memset(dw, 0, sizeof(float) * static_cast<size_t>(H));
-    f.rms_norm_bwd(dt, at(g, b * H, dt), at(x, b * H, dt), w, rstd + b, at(dx, b * H, dt), dw, e - b, H);
+    f.rms_norm_bwd(dt, at(g, b * H, dt), at(x, b * H, dt), w, rstd + b,
+                   d_sum != nullptr ? at(d_sum, b * H, dt) : nullptr, at(dx, b * H, dt), dw, e - b, H);
   });
   for (i64 p = 0; p < parts; ++p) f.accumulate(kF32, main_grad, sums + p * H, H);
 }
@@ -168,8 +177,9 @@ void op_embedding_fwd(int dt, const void *weight, const int32_t *ids, void *out,
 }
 
 void op_embedding_wgrad(int dt, const void *g, const int32_t *ids, float *main_grad, i64 tokens, i64 V, i64 H,
-                        i64 start) {
+                        i64 start, bool accumulate) {
   const Isa &f = isa();
+  if (!accumulate) op_zero(main_grad, V * H);
   parallel_for((H + 63) / 64, row_grain(tokens * 64), [&](i64 b, i64 e) {
     f.embedding_wgrad(dt, g, ids, main_grad, tokens, V, H, b * 64, std::min(e * 64, H), start);
   });

@@ -8,13 +8,16 @@ namespace msl {
 void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y, i64 M, i64 N, i64 K);
 // dx (M, K) = g (M, N) w (N, K)
 void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, i64 K);
-// main_grad (N, K) += g (M, N)^T x (M, K)
-void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K);
+// A gradient of a parameter is added to main_grad with `accumulate`, or replaces what main_grad held.
+// main_grad (N, K): g (M, N)^T x (M, K)
+void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K, bool accumulate);
 
-void op_bias_grad(int dt, const void *g, float *main_grad, i64 rows, i64 N);
-void op_rms_norm_fwd(int dt, const void *x, const void *w, void *y, float *rstd, i64 rows, i64 H, float eps);
-void op_rms_norm_bwd(int dt, const void *g, const void *x, const void *w, const float *rstd, void *dx, float *main_grad,
-                     i64 rows, i64 H);
+void op_zero(float *x, i64 n);
+void op_bias_grad(int dt, const void *g, float *main_grad, i64 rows, i64 N, bool accumulate);
+void op_rms_norm_fwd(int dt, const void *x, const void *branch, const void *w, void *sum, void *y, float *rstd,
+                     i64 rows, i64 H, float eps);
+void op_rms_norm_bwd(int dt, const void *g, const void *x, const void *w, const float *rstd, const void *d_sum,
+                     void *dx, float *main_grad, i64 rows, i64 H, bool accumulate);
 void op_swiglu_fwd(int dt, const void *x, void *y, i64 rows, i64 F);
 void op_swiglu_bwd(int dt, const void *g, const void *x, void *dx, i64 rows, i64 F);
 void op_rope(int dt, const void *x, void *y, const float *cos, const float *sin, i64 S, i64 B, i64 N, i64 D, i64 R,
@@ -28,7 +31,7 @@ void op_ce_grad(int dt, const void *logits, const int32_t *labels, const float *
                 i64 rows, i64 V, i64 start);
 void op_embedding_fwd(int dt, const void *weight, const int32_t *ids, void *out, i64 tokens, i64 V, i64 H, i64 start);
 void op_embedding_wgrad(int dt, const void *g, const int32_t *ids, float *main_grad, i64 tokens, i64 V, i64 H,
-                        i64 start);
+                        i64 start, bool accumulate);
 void op_adamw(int dt, void *param, float *master, const float *grad, float *m, float *v, i64 n, const AdamW &p);
 double op_sum_squares(const float *x, i64 n);
 void op_accumulate(int dt, float *dst, const void *src, i64 n);

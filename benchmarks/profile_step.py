@@ -1,0 +1,126 @@
+"""Where the time of one training step goes, per kernel, against the machine's limits.
+
+    python benchmarks/profile_step.py --dtype fp32 --seq 512
+
+The step is that of benchmarks/train_step.py. Every primitive of the CPU backend is timed from outside; "other" is what
+remains of the step: MindSpore, the tape, Python. Limits: the product of 2048 x 2048 matrices in the step's dtype, and a
+copy of 256 MB by all threads. Products and attention are given as a share of the first; the rest of the kernels move
+memory, and how much each must move is in benchmarks/kernels/kernels.py. MINDSPEED_LLM_ISA=avx512 (or avx2, base) shows
+the step without AMX, whose products then are all oneDNN's.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import train_step  # noqa: E402
+
+PRODUCTS = ("linear_fwd", "linear_dgrad", "linear_wgrad")
+
+
+class Clock:
+    """Seconds, calls and floating point operations of each wrapped function."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls, self.operations = Counter(), Counter(), Counter()
+
+    def wrap(self, name: str, function):
+        def timed(*arguments, **keywords):
+            started = time.perf_counter()
+            result = function(*arguments, **keywords)
+            self.seconds[name] += time.perf_counter() - started
+            self.calls[name] += 1
+            self.operations[name] += operations(name, arguments)
+            return result
+        return timed
+
+
+def operations(name: str, arguments) -> float:
+    """Multiplications and additions of a product; of causal attention, half of all (query, key) pairs."""
+    if name in PRODUCTS:
+        left, right = arguments[:2]
+        common = left.shape[-1] if name != "linear_wgrad" else left.size // left.shape[-1]
+        return 2.0 * (left.size // common) * (right.size // common) * common
+    if name.startswith("attention"):
+        query = arguments[0]
+        return 2.0 * query.size * query.shape[0] * (1 if name == "attention_fwd" else 2.5)
+    return 0.0
+
+
+def limits(dtype: str) -> tuple[float, float]:
+    """(GFLOP/s of a square product, GB/s read and written by a copy)."""
+    from mindspore import Tensor
+
+    from mindspeed_llm import kernels
+    from mindspeed_llm.kernels import cpu
+    from mindspeed_llm.runtime import device
+    rng = np.random.default_rng(0)
+    square = Tensor(rng.standard_normal((2048, 2048), np.float32)).astype(device.dtype(dtype))
+    big = Tensor(np.ones(1 << 25, np.float32))
+    times = {"product": [], "copy": []}
+    for _ in range(7):
+        for name, run in (("product", lambda: kernels.primitives().linear_fwd(square, square, None)),
+                          ("copy", lambda: cpu.scale(big, 1.0))):
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return 2 * 2048 ** 3 / min(times["product"]) / 1e9, 2 * big.size * 4 / min(times["copy"]) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forward-only", action="store_true")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.npz"
+        train_step.write_inputs(path, options.batch, options.seq)
+        with np.load(path) as loaded:
+            data = {key: loaded[key] for key in loaded.files}
+    stages = train_step.ours(data, options)
+    next(stages)
+    from mindspeed_llm.kernels import cpu
+    if "MINDSPEED_LLM_ISA" in os.environ:
+        cpu.instruction_set(os.environ["MINDSPEED_LLM_ISA"])
+    rate, bandwidth = limits(options.dtype)
+    clock = Clock()
+    for name in (*cpu.PRIMITIVES, "attention_fwd", "attention_bwd", "sum_squares"):
+        setattr(cpu, name, clock.wrap(name, getattr(cpu, name)))
+    step = next(stages)
+    for _ in range(2):
+        step()
+    clock.__init__()
+    seconds = []
+    for _ in range(options.steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    whole = statistics.mean(seconds)
+    clock.seconds["other"] = sum(seconds) - sum(clock.seconds.values())
+    print(f"{cpu.instruction_set()}, {options.dtype} {options.batch} x {options.seq}: step {whole * 1e3:.1f} ms; limits: "
+          f"product {rate:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s")
+    print(f"{'kernel':22} {'ms':>8} {'calls':>6} {'share':>6} {'GFLOP/s':>8} {'of limit':>8}")
+    for name, spent in clock.seconds.most_common():
+        done = clock.operations[name] / spent / 1e9
+        speed = f"{done:8.0f} {done / rate:8.0%}" if done else ""
+        print(f"{name:22} {spent / options.steps * 1e3:8.2f} {clock.calls[name] // options.steps:6} "
+              f"{spent / sum(seconds):6.1%} {speed}".rstrip())
+    share = sum(clock.seconds[name] for name in PRODUCTS) / sum(seconds)
+    print(f"products (linear layers): {share:.1%} of the step")
+
+
+if __name__ == "__main__":
+    main()
