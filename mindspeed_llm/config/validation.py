@@ -155,10 +155,7 @@ def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfi
         raise UserError(f"--seq-length ({seq_length}) must be at most --max-position-embeddings "
                         f"({model.max_position_embeddings}): raise the latter or shorten the sequence")
     if cp > 1 and parallel.context_parallel_algo == "ulysses_cp_algo":
-        heads = model.num_attention_heads // tp
-        if heads % cp:
-            raise UserError(f"--context-parallel-size ({cp}) must divide --num-attention-heads / "
-                            f"--tensor-model-parallel-size ({heads}) under ulysses_cp_algo")
+        _check_ulysses_heads(model, tp, cp)
         _divides(seq_length, cp, f"--context-parallel-size ({cp})")
     elif cp > 1:
         _divides(seq_length, 2 * cp, f"2 x --context-parallel-size ({cp}), as ring attention deals out two pieces a "
@@ -166,6 +163,21 @@ def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfi
     if parallel.sequence_parallel:
         divisor = f"--tensor-model-parallel-size ({tp})" + (f" x --context-parallel-size ({cp})" if cp > 1 else "")
         _divides(seq_length, tp * cp, divisor + " under --sequence-parallel")
+
+
+def _check_ulysses_heads(model: ModelConfig, tp: int, cp: int) -> None:
+    """Every rank of a context group takes as many heads as the others, and whole query groups or a part of one."""
+    heads, groups = model.num_attention_heads // tp, max(1, model.num_query_groups // tp)
+
+    def cuts(size: int) -> bool:
+        per_rank, per_group = heads // size, heads // groups
+        return heads % size == 0 and (per_rank % per_group == 0 or per_group % per_rank == 0)
+
+    if not cuts(cp):
+        possible = " or ".join(str(size) for size in range(1, heads + 1) if cuts(size))
+        raise UserError(f"--context-parallel-size ({cp}) under ulysses_cp_algo must divide --num-attention-heads / "
+                        f"--tensor-model-parallel-size ({heads}) and give every rank as many query groups (of {groups}) "
+                        f"as the others: use {possible}, or --context-parallel-algo megatron_cp_algo")
 
 
 def _divides(seq_length: int, divisor: int, text: str) -> None:

@@ -78,6 +78,8 @@ PRETRAIN_8K = """
     --ai-framework mindspore
 """
 
+PRETRAIN_4K = PRETRAIN_8K.replace("8192", "4096")
+
 PRETRAIN_32K = SHAPE_9B + """
     --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --context-parallel-algo megatron_cp_algo
     --context-parallel-size 4 --sequence-parallel --use-mcore-models --use-flash-attn --use-fused-swiglu
@@ -168,10 +170,11 @@ TINY = """
     --global-batch-size 8 --train-iters 20 --data-path d --tokenizer-name-or-path t
 """
 
-BLOCKS = {"pretrain 8k": ("pretrain", PRETRAIN_8K), "pretrain 32k": ("pretrain", PRETRAIN_32K),
-          "tune 32k": ("pretrain", TUNE_32K), "pretrain 32b": ("pretrain", PRETRAIN_32B),
-          "generate": ("inference", GENERATE), "evaluate": ("evaluation", EVALUATE), "hf2mcore": ("convert", HF2MCORE),
-          "mcore2hf": ("convert", MCORE2HF), "data tune": ("preprocess", DATA_TUNE)}
+BLOCKS = {"pretrain 4k": ("pretrain", PRETRAIN_4K), "pretrain 8k": ("pretrain", PRETRAIN_8K),
+          "pretrain 32k": ("pretrain", PRETRAIN_32K), "tune 32k": ("pretrain", TUNE_32K),
+          "pretrain 32b": ("pretrain", PRETRAIN_32B), "generate": ("inference", GENERATE),
+          "evaluate": ("evaluation", EVALUATE), "hf2mcore": ("convert", HF2MCORE), "mcore2hf": ("convert", MCORE2HF),
+          "data tune": ("preprocess", DATA_TUNE)}
 
 BASE = {"pretrain": TINY, "inference": "--load in --tokenizer-name-or-path t",
         "evaluation": "--load in --tokenizer-name-or-path t --task-data-path mmlu/test",

@@ -148,7 +148,13 @@ ERRORS = [
      "256"),
     ("pretrain", "--seq-length 250 --context-parallel-size 2", "--seq-length (250) must be divisible by 2 x"),
     ("pretrain", "--context-parallel-size 3 --context-parallel-algo ulysses_cp_algo",
-     "must divide --num-attention-heads / --tensor-model-parallel-size (8)"),
+     "under ulysses_cp_algo must divide --num-attention-heads / --tensor-model-parallel-size (8) and give every rank "
+     "as many query groups (of 2) as the others: use 1 or 2 or 4 or 8, or --context-parallel-algo megatron_cp_algo"),
+    ("pretrain", "--num-attention-heads 12 --context-parallel-size 3 --seq-length 240 --context-parallel-algo "
+                 "ulysses_cp_algo", "query groups (of 2) as the others: use 1 or 2 or 4 or 6 or 12"),
+    ("pretrain", "--tensor-model-parallel-size 4 --context-parallel-size 4 --context-parallel-algo ulysses_cp_algo",
+     "--num-attention-heads / --tensor-model-parallel-size (2) and give every rank as many query groups (of 1) as the "
+     "others: use 1 or 2,"),
     ("pretrain", "--seq-length 254 --context-parallel-size 4 --context-parallel-algo ulysses_cp_algo",
      "must be divisible by --context-parallel-size (4): use 252 or 256"),
     ("pretrain", "--overlap-param-gather", "needs --use-distributed-optimizer and --overlap-grad-reduce"),
