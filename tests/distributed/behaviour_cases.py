@@ -15,6 +15,7 @@ from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
 from mindspeed_llm.runtime import collectives, device
 from mindspeed_llm.runtime.collectives import Group, mccl
+from tests.distributed import scaling_cases
 from tests.golden.reference import Golden
 from tests.golden.trial import ADAMW, Trial
 
@@ -96,7 +97,7 @@ def main() -> None:
     kernels.setup()
     world = collectives.init()
     seen = {"mccl": mccl_mismatches(world), "bad_gradient": bad_gradient(world), "early_buckets": early_buckets(),
-            "evaluation": evaluation_losses()}
+            "evaluation": evaluation_losses(), "scaling": scaling_cases.scaled_runs(Path(sys.argv[1]), world)}
     Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     collectives.barrier()
 

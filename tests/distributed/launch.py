@@ -49,6 +49,24 @@ def script_environment(**variables: object) -> dict[str, str]:
             **{name: str(value) for name, value in variables.items()}}
 
 
+def processes_of(mark: str) -> dict[int, int | None]:
+    """{pid: rank} of all processes whose environment has JOB_MARK=`mark`; rank None for those that are not workers."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            # msrun gives each worker's environment to the `tail` of its log too
+            is_python = b"python" in (process / "cmdline").read_bytes().split(b"\0")[0]
+            entries = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+            ended = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue  # ended meanwhile
+        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        if environment.get("JOB_MARK") == mark and not ended:
+            is_worker = is_python and environment.get("MS_ROLE") == "MS_WORKER"
+            found[int(process.name)] = int(environment["RANK_ID"]) if is_worker else None
+    return found
+
+
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
     with socket.socket() as listener:

@@ -8,6 +8,7 @@ other.
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.runtime import collectives, device
-from tests.distributed.planted import PLANTED, PLANTED_WORLD, with_bug
-from tests.distributed.rows import ROWS
+from tests.distributed import half_precision
+from tests.distributed.planted import PLANTED, PLANTED_HALF, PLANTED_WORLD, with_bug
+from tests.distributed.rows import HALF_PRECISION_ROWS, ROWS
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial
 
@@ -70,6 +72,9 @@ def write_records(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", **record, **variant.batch, adamw_losses=np.array(losses),
                  adamw_grad_norms=np.array(norms), ids=golden["ids"], labels=golden["labels"],
                  shape=np.array(json.dumps(model.to_dict())))
+    for dtype in half_precision.DTYPES:
+        kernels.setup(dtype)
+        np.savez(folder / f"{dtype}.npz", **half_precision.make_record(dtype))
 
 
 def _shake_vectors(whole: ParameterSet) -> None:
@@ -99,6 +104,14 @@ def run_rows(folder: Path, names: list[str]) -> None:
             with bug:
                 trial = Trial(record_of(row.record, folder), row.parallel, row.micro_batch)
                 results[name] = asdict(trial.errors(steps=2))
+    half = {row.name: (row, nullcontext()) for row in HALF_PRECISION_ROWS if row.world == world.size}
+    if world.size == PLANTED_WORLD:
+        half |= {name: with_bug(name) for name in PLANTED_HALF}
+    for name, (row, bug) in half.items():
+        if not names or name in names:
+            kernels.setup(row.dtype)
+            with bug:
+                results[name] = half_precision.measure(row, record_of(row.record, folder))
     (folder / f"{world.size}_{world.rank}.json").write_text(json.dumps(results), encoding="utf-8")
     collectives.barrier()
 

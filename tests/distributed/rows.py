@@ -7,8 +7,8 @@ from mindspeed_llm.config.parallel import ParallelConfig
 
 @dataclass(frozen=True)
 class Row:
-    """A combination: `parallel` on `world` ranks, micro-batches of `micro_batch` sequences, and which record it is held
-    to.
+    """A combination: `parallel` on `world` ranks, micro-batches of `micro_batch` sequences, which record it is held to,
+    and the dtype of parameters and activations.
     """
 
     name: str
@@ -16,16 +16,18 @@ class Row:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     micro_batch: int = 1
     record: str = "golden"
+    dtype: str = "fp32"
 
 
-def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", *, tp: int = 1, pp: int = 1,
-            cp: int = 1, sp: bool = False, zero: bool = False, layers: tuple[int, ...] | None = None, **options) -> Row:
+def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", dtype: str = "fp32", *, tp: int = 1,
+            pp: int = 1, cp: int = 1, sp: bool = False, zero: bool = False, layers: tuple[int, ...] | None = None,
+            **options) -> Row:
     """A row from short names: tp, pp, cp sizes, sp sequence parallelism, zero distributed optimizer, layers per
     stage.
     """
     parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp,
                               sequence_parallel=sp, use_distributed_optimizer=zero, num_layer_list=layers, **options)
-    return Row(name, world, parallel, micro_batch, record)
+    return Row(name, world, parallel, micro_batch, record, dtype)
 
 
 _OVERLAP = {"overlap_grad_reduce": True}
@@ -99,4 +101,27 @@ ROWS = [
     combine("tp4_pp2_sp", 8, 2, tp=4, pp=2, sp=True),
     combine("tp2_pp4", 8, tp=2, pp=4),
     combine("tp4_dp2_zero_sp_tied", 8, 2, record="tied", tp=4, sp=True, zero=True),
+]
+
+
+def _half(dtype: str, name: str, *arguments, **options) -> Row:
+    return combine(f"{name}_{dtype}", *arguments, record=dtype, dtype=dtype, **options)
+
+
+HALF_PRECISION_ROWS = [
+    _half("bf16", "pp2", 2, pp=2),
+    _half("bf16", "dp2_overlap_zero", 2, **_OVERLAP_ALL),
+    _half("bf16", "pp2_virtual_uniform_recompute", 2, pp=2, **_UNIFORM, num_layers_per_virtual_pipeline_stage=2),
+    _half("bf16", "tp2", 2, 2, tp=2),
+    _half("bf16", "tp2_sp", 2, 2, tp=2, sp=True),
+    _half("bf16", "cp2", 2, 2, cp=2),
+    _half("bf16", "cp2_ulysses", 2, 2, cp=2, **_ULYSSES),
+    _half("fp16", "dp2_overlap_zero", 2, 2, **_OVERLAP_ALL),
+    _half("fp16", "tp2_sp", 2, 2, tp=2, sp=True),
+    _half("bf16", "tp2_pp2_sp", 4, 2, tp=2, pp=2, sp=True),
+    _half("bf16", "tp2_dp2_sp_overlap_zero", 4, 2, tp=2, sp=True, **_OVERLAP_ALL),
+    _half("bf16", "tp4_sp", 4, 4, tp=4, sp=True),
+    _half("bf16", "tp2_cp2_sp", 4, 2, tp=2, cp=2, sp=True),
+    _half("bf16", "pp2_dp2_zero", 4, 2, pp=2, zero=True),
+    _half("fp16", "tp2_pp2", 4, 2, tp=2, pp=2),
 ]

@@ -1,67 +1,91 @@
-"""A rank that is killed or raises ends the whole job: soon, with its error on the terminal, with nothing left running."""
+"""A rank that is killed or raises ends the whole job: soon, its error on the terminal, nothing left running."""
 
 import os
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import free_port, script_environment
-from tests.training.tiny_job import write_documents
+from tests.distributed.launch import free_port, processes_of, script_environment
+from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
 SECONDS = 15
-
-
-def _workers(mark):
-    """{rank: pid} of the job whose environment holds `mark`."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"pretrain_gpt.py" not in (process / "cmdline").read_bytes():
-                continue
-            environment = dict(entry.split("=", 1) for entry in (process / "environ").read_text().split("\0") if "=" in entry)
-        except OSError:
-            continue
-        if environment.get("JOB_MARK") == mark and environment.get("MS_ROLE") == "MS_WORKER":
-            found[int(environment["RANK_ID"])] = int(process.name)
-    return found
+# The scripts' own launcher, with the training script's faulty twin.
+LAUNCH_FAULTY = f'source "{EXAMPLES}/common.sh" && launch faulty tests/distributed/faulty_pretrain.py "$@"'
+TP2 = ["--tensor-model-parallel-size", "2"]
+PP2 = ["--pipeline-model-parallel-size", "2"]
 
 
 @pytest.fixture
-def job(tmp_path):
-    """A training job of four ranks that has done its first iterations; yields (process, mark)."""
-    data, mark = tmp_path / "text_document", f"job-{tmp_path}"
-    write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
-    environment = script_environment(TP=2, PP=2, NPUS_PER_NODE=4, MASTER_PORT=free_port(), CKPT_LOAD_DIR="",
-                                     DATA_PATH=data, TOKENIZER_PATH=tmp_path, JOB_MARK=mark)
+def data(tmp_path):
+    """Prefix of an indexed data set."""
+    prefix = tmp_path / "text_document"
+    write_documents(prefix, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    return prefix
+
+
+@contextmanager
+def started(command, folder, **variables):
+    """A job (process, mark) in `folder`, ended at the latest on leaving; its processes carry the mark."""
+    mark = f"job-{folder}"
     process = subprocess.Popen(
-        ["bash", str(SCRIPT), "--train-iters", "1000000", "--seq-length", "64", "--max-position-embeddings", "64",
-         "--global-batch-size", "8"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        [str(word) for word in command], cwd=folder, env=script_environment(JOB_MARK=mark, **variables), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
+        yield process, mark
+    finally:
+        for pid in processes_of(mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # the job has ended by itself, as it should
+        process.wait()
+
+
+def test_killed_rank_ends_the_job(tmp_path, data):
+    command = ["bash", EXAMPLES / "pretrain_glm4_8k_ms.sh", "--train-iters", 1000000, "--seq-length", 64,
+               "--max-position-embeddings", 64, "--global-batch-size", 8]
+    with started(command, tmp_path, TP=2, PP=2, NPUS_PER_NODE=4, MASTER_PORT=free_port(), CKPT_LOAD_DIR="",
+                 DATA_PATH=data, TOKENIZER_PATH=tmp_path) as (process, mark):
         for line in process.stdout:
             if "iteration        3/" in line:
                 break
-        yield process, mark
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # the job has ended by itself, as it should
+        workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
+        assert sorted(workers) == [0, 1, 2, 3]
+        os.kill(workers[2], signal.SIGKILL)
+        killed = time.monotonic()
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode != 0
+        assert time.monotonic() - killed < SECONDS, output[-2000:]
+        assert "rank 2" in output.split("error: the job failed")[1]
+        assert processes_of(mark) == {}
 
 
-def test_killed_rank_ends_the_job(job):
-    process, mark = job
-    workers = _workers(mark)
-    assert sorted(workers) == [0, 1, 2, 3]
-    os.kill(workers[2], signal.SIGKILL)
-    started = time.monotonic()
-    output = process.communicate(timeout=60)[0]
-    elapsed = time.monotonic() - started
-    assert process.returncode != 0
-    assert elapsed < SECONDS, output[-2000:]
-    assert "rank 2" in output.split("error: the job failed")[1]
-    assert _workers(mark) == {}
+@pytest.mark.parametrize(("rank", "place", "parallel"), [
+    (1, "data", PP2),       # before the first step
+    (0, "forward", PP2),    # its peer waits for activations
+    (1, "backward", TP2),   # its peer waits in a sum
+], ids=["rank 1 reads bad data", "rank 0 in forward", "rank 1 in backward"])
+def test_raising_rank_ends_the_job(rank, place, parallel, tmp_path, data):
+    damaged = tmp_path / "damaged"
+    damaged.with_suffix(".idx").write_bytes(data.with_suffix(".idx").read_bytes()[:40])
+    damaged.with_suffix(".bin").write_bytes(data.with_suffix(".bin").read_bytes())
+    command = ["bash", "-c", LAUNCH_FAULTY, "launch", *SHAPE, *SCHEDULE, "--train-iters", 1000000, *parallel,
+               "--num-layers", 4 if parallel == PP2 else 2, "--data-path", data,
+               "--tokenizer-name-or-path", tmp_path]
+    at = tmp_path / "fault"
+    with started(command, tmp_path, NNODES=1, NODE_RANK=0, NPUS_PER_NODE=2,
+                 MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), FAULT_RANK=rank, FAULT=place, FAULT_FILE=at,
+                 FAULT_DATA=damaged) as (process, mark):
+        output = process.communicate(timeout=90)[0]
+        ended = time.time()
+        assert process.returncode != 0
+        told = output.split("error: the job failed")[1]
+        assert f"rank {rank}: error: " in told, output[-3000:]
+        assert ("damaged.idx" if place == "data" else "planted fault") in told
+        assert ended - float(at.read_text()) < SECONDS, output[-2000:]
+        assert processes_of(mark) == {}

@@ -3,16 +3,19 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
-from tests.distributed.launch import free_port, script_environment
+from tests.distributed.launch import free_port, processes_of, script_environment
 from tests.training.tiny_job import write_documents
 
+SECONDS = 30  # the scheduler's heartbeat is 10 s; then the other node's processes have to end
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
 FLAGS = ("--train-iters 3 --seq-length 64 --max-position-embeddings 64 --global-batch-size 8 --lr 1e-3 --vocab-size 1024 "
          "--log-interval 1").split()
@@ -21,8 +24,8 @@ FLAGS = ("--train-iters 3 --seq-length 64 --max-position-embeddings 64 --global-
 def _unavailable():
     if os.geteuid() != 0:
         return "needs root to make network namespaces"
-    if shutil.which("ip") is None:
-        return "needs iproute2's ip"
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        return "needs iproute2's ip and util-linux's unshare"
     name = f"probe{uuid.uuid4().hex[:6]}"
     if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
         return "network namespaces cannot be made here"
@@ -56,6 +59,13 @@ def nodes():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
+def _on(node):
+    """Command prefix: in the node's network, and with processes of its own, so that the ranks of two nodes cannot find
+    each other's shared memory and talk through the network.
+    """
+    return ["ip", "netns", "exec", node, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
 def _start(folder, prefix, *flags, data, **variables):
     environment = script_environment(TP=2, PP=2, CKPT_LOAD_DIR="", DATA_PATH=data, TOKENIZER_PATH=folder,
                                      LOG_ROOT=folder / "logs", **variables)
@@ -73,7 +83,7 @@ def test_two_nodes_train_like_one(nodes, tmp_path):
     write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
     port = free_port()
     # no shared storage: each node saves what its own ranks need
-    jobs = [_start(tmp_path / f"node{rank}", ["ip", "netns", "exec", name], "--no-shared-storage", data=data, NNODES=2,
+    jobs = [_start(tmp_path / f"node{rank}", _on(name), "--no-shared-storage", data=data, NNODES=2,
                    NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port,
                    CKPT_SAVE_DIR=tmp_path / f"node{rank}" / "ckpt") for rank, name in enumerate(nodes)]
     outputs = [job.communicate(timeout=200)[0] for job in jobs]
@@ -90,3 +100,37 @@ def test_two_nodes_train_like_one(nodes, tmp_path):
         with open_checkpoint(tmp_path / f"node{rank}" / "ckpt") as saved:
             present = {path.name for path in saved.directory.iterdir() if path.is_dir()}
         assert present == {f"mp_rank_0{tp}_00{rank}" for tp in range(2)}
+
+
+def test_rank_killed_on_one_node_ends_both(nodes, tmp_path):
+    data, port, mark = tmp_path / "text_document", free_port(), f"job-{tmp_path}"
+    write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    jobs = [_start(tmp_path / f"node{rank}", _on(name), "--train-iters", "1000000", data=data, NNODES=2,
+                   NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port, JOB_MARK=mark,
+                   CKPT_SAVE_DIR=tmp_path / "ckpt") for rank, name in enumerate(nodes)]
+    try:
+        for line in jobs[0].stdout:
+            if "iteration        3/" in line:
+                break
+        workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
+        assert sorted(workers) == [0, 1, 2, 3]
+        os.kill(workers[3], signal.SIGKILL)
+        killed = time.monotonic()
+        ends, outputs = [], []
+        for job in reversed(jobs):
+            outputs.insert(0, job.communicate(timeout=120)[0])
+            ends.insert(0, time.monotonic() - killed)
+        assert all(job.returncode != 0 for job in jobs)
+        assert max(ends) < SECONDS, outputs
+        # the node itself knows the rank and why; the other one knows whom it lost
+        reports = [output.split("error: the job failed")[1] for output in outputs]
+        assert " on node 1;" in reports[1] and "rank 3" in reports[1], outputs[1][-2000:]
+        assert "rank 3 stopped answering: see the terminal of node 1" in reports[0], outputs[0][-2000:]
+        assert "stopped answering" in reports[0].splitlines()[1]  # the cause comes before what followed from it
+        assert processes_of(mark) == {}
+    finally:
+        for pid in processes_of(mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # the job has ended by itself, as it should

@@ -28,6 +28,10 @@ class Golden:
     def __contains__(self, key: str) -> bool:
         return key in self._data
 
+    def names(self, kind: str) -> list[str]:
+        """Keys that start with `kind/`."""
+        return [key for key in self._data if key.startswith(f"{kind}/")]
+
     def with_changes(self, model: ModelConfig, **arrays: np.ndarray) -> "Golden":
         """A record with another model and some entries replaced."""
         changed = copy(self)

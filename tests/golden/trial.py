@@ -13,6 +13,7 @@ from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
+from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward
 from mindspeed_llm.runtime import device
 from tests.golden.reference import Golden
@@ -37,10 +38,14 @@ class Errors:
 
 
 class Trial:
-    """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn."""
+    """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn.
 
-    def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32") -> None:
-        self.golden, self.parallel, self.micro_batch = golden, parallel, micro_batch
+    The recorded weights are rounded to `dtype`; `loss_scale` multiplies the loss and is taken out of the gradients.
+    """
+
+    def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32",
+                 loss_scale: float = 1.0) -> None:
+        self.golden, self.parallel, self.micro_batch, self.loss_scale = golden, parallel, micro_batch, loss_scale
         self.state = parallel_state.build(golden.model, parallel)
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
@@ -52,7 +57,7 @@ class Trial:
         if len(self.ids) % micro_batch:
             raise ValueError(f"{len(self.ids)} rows per replica do not make micro-batches of {micro_batch}")
         self.microbatches = len(self.ids) // micro_batch
-        self.grad_scale = 1 / (self.microbatches * self.state.dp.size)
+        self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
 
     def load(self) -> None:
         """Start from the recorded weights."""
@@ -60,7 +65,7 @@ class Trial:
             for name, spec in chunk.parameters.specs.items():
                 chunk.parameters.load(name, self.golden.local("weight", spec, self.state.tp.rank, self.state.tp.size))
             chunk.parameters.buffer.push()
-            chunk.parameters.grads.zero()
+            chunk.parameters.drop_grads()
 
     def optimizer(self, config: OptimizerConfig) -> Optimizer:
         """A fresh optimizer of the chunks."""
@@ -69,7 +74,7 @@ class Trial:
     def forward_backward(self) -> float:
         """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
         losses = forward_backward([self._program(chunk) for chunk in self.chunks], self.microbatches, self.state.pp,
-                                  Tensor(np.float32(1.0)))
+                                  Tensor(np.float32(self.loss_scale)))
         total = sum(float(loss) for loss in losses) / self.microbatches
         return gradients.global_sum(total, self.state.pp, self.state.dp, self.state.cp) / self.state.dp.size
 
@@ -89,38 +94,49 @@ class Trial:
 
         Gradients are compared on the part of a tensor that this rank updates, parameters on all that it holds.
         """
+        parameter_errors, grad_errors = {}, self.gradient_errors(self.take_sgd_step(), self.golden)
+        for chunk in self.chunks:
+            for name in chunk.parameters.specs:
+                gradient = self.local("grad", chunk.parameters, name)
+                weight = self.local("weight", chunk.parameters, name)
+                update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
+                got = chunk.parameters[name].asnumpy().astype(np.float64)
+                parameter_errors[name] = distance(got, weight - update) / np.linalg.norm(weight)
+        return grad_errors, parameter_errors
+
+    def take_sgd_step(self) -> Optimizer:
+        """One SGD step from the recorded weights; its gradients stay in the chunks."""
         self.load()
         optimizer = self.optimizer(SGD)
         optimizer.expect_gradients(self.microbatches)
         self.forward_backward()
         optimizer.step(SGD.lr, self.grad_scale)
-        grad_errors, parameter_errors = {}, {}
+        return optimizer
+
+    def gradient_errors(self, optimizer: Optimizer, record: Golden) -> dict[str, float]:
+        """Errors of the gradients that `optimizer` has just used against those of `record`, as in `sgd_step`."""
+        errors = {}
         for chunk_state in optimizer.chunk_states:
             parameters = chunk_state.chunk.parameters
             for piece in chunk_state.pieces:
                 got = parameters.grads.slice(piece.offset, piece.offset + piece.length).asnumpy() * self.grad_scale
-                expected = self._local("grad", parameters, piece.name).reshape(-1)[piece.start:piece.stop]
-                grad_errors[piece.name] = _distance(got, expected) / self.golden.norm(piece.name)
-            for name in parameters.specs:
-                gradient = self._local("grad", parameters, name)
-                weight = self._local("weight", parameters, name)
-                update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
-                got = parameters[name].asnumpy().astype(np.float64)
-                parameter_errors[name] = _distance(got, weight - update) / np.linalg.norm(weight)
-        return grad_errors, parameter_errors
+                expected = self.local("grad", parameters, piece.name, record).reshape(-1)[piece.start:piece.stop]
+                errors[piece.name] = distance(got, expected) / record.norm(piece.name)
+        return errors
 
     def errors(self, steps: int = 10) -> Errors:
         """Everything that the parity table reports, as seen by this rank."""
         grad_errors, parameter_errors = self.sgd_step()
         losses, norms = self.adamw(steps)
         worst = max(grad_errors, key=grad_errors.get, default="-")
-        return Errors(_relative(losses, self.golden["adamw_losses"][:steps]),
-                      _relative(norms, self.golden["adamw_grad_norms"][:steps]), grad_errors.get(worst, 0.0),
+        return Errors(relative(losses, self.golden["adamw_losses"][:steps]),
+                      relative(norms, self.golden["adamw_grad_norms"][:steps]), grad_errors.get(worst, 0.0),
                       max(parameter_errors.values(), default=0.0), f"{worst} of rank {self.state.world.rank}")
 
-    def _local(self, kind: str, parameters, name: str) -> np.ndarray:
+    def local(self, kind: str, parameters: ParameterSet, name: str, record: Golden | None = None) -> np.ndarray:
+        """This tensor-parallel rank's part of `kind/name` of a record (the trial's own by default), fp64."""
         spec = parameters.specs[name]
-        return self.golden.local(kind, spec, self.state.tp.rank, self.state.tp.size).astype(np.float64)
+        return (record or self.golden).local(kind, spec, self.state.tp.rank, self.state.tp.size).astype(np.float64)
 
     def _program(self, chunk: GPTModel) -> StageProgram:
         def rows(array: np.ndarray, number: int) -> Tensor:
@@ -145,10 +161,12 @@ class Trial:
         return StageProgram(forward, input_shape, self.dtype)
 
 
-def _distance(got: np.ndarray, expected: np.ndarray) -> float:
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """L2 norm of the difference."""
     return float(np.linalg.norm(got.astype(np.float64) - expected))
 
 
-def _relative(got: list[float], expected: np.ndarray) -> float:
+def relative(got: list[float], expected: np.ndarray) -> float:
+    """Largest relative difference of two series; infinite if any is not a number."""
     error = np.abs(np.asarray(got, np.float64) - expected) / np.abs(expected)
     return float(error.max()) if np.isfinite(error).all() else float("inf")

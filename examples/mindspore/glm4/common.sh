@@ -69,9 +69,14 @@ launch() {
         tail -n +1 -F "$log_dir/worker_0.log" 2>/dev/null &
         tail_pid=$!
     fi
-    msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" --master_addr "$MASTER_ADDR" \
+    end_scheduler_of_failed_job "$log_dir" &
+    local watcher_pid=$!
+    (echo "$BASHPID" >"$log_dir/msrun.pid"
+     exec msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" --master_addr "$MASTER_ADDR" \
         --master_port "$MASTER_PORT" --node_rank "$NODE_RANK" --log_dir "$log_dir" --join True \
-        "$REPO_DIR/$script" "$@" >"$log_dir/msrun.log" 2>&1 || status=$?
+        "$REPO_DIR/$script" "$@") >"$log_dir/msrun.log" 2>&1 || status=$?
+    kill "$watcher_pid" 2>/dev/null || true
+    wait "$watcher_pid" 2>/dev/null || true
     if [[ -n "$tail_pid" ]]; then
         sleep 0.3   # tail polls: let it print the last lines
         kill "$tail_pid" 2>/dev/null || true
@@ -81,21 +86,47 @@ launch() {
     return "$status"
 }
 
+# end_scheduler_of_failed_job LOG_DIR: when msrun has ended the ranks of a failed job it waits for its scheduler, which waits
+# MS_NODE_TIMEOUT for the ranks: end it at once. With several nodes it must live to tell the others.
+end_scheduler_of_failed_job() {
+    local log_dir=$1 msrun_pid child
+    ((NNODES == 1)) || return 0
+    until grep -qs 'Worker process .* exit with exception' "$log_dir/msrun.log"; do
+        sleep 0.5
+    done
+    sleep 0.5   # msrun is killing the other ranks
+    msrun_pid=$(<"$log_dir/msrun.pid")
+    for child in $(cat "/proc/$msrun_pid/task/$msrun_pid/children" 2>/dev/null); do
+        kill -KILL "$child" 2>/dev/null || true
+    done
+}
+
 threads_per_rank() {
     local threads=$(($(nproc) / NPUS_PER_NODE))
     echo $((threads > 0 ? threads : 1))
 }
 
-# report_failure LOG_DIR: the rank that a signal ended, if one did, and the errors of the ranks that left one; the ends of the
-# logs if there is neither.
+# report_failure LOG_DIR: the ranks of other nodes that are gone, the rank that a signal ended, if one did, and the errors of
+# the ranks that left one; the ends of the logs if there is none of these.
 report_failure() {
-    local log_dir=$1 told=0 pid signal log
+    local log_dir=$1 told=0 where= pid signal rank log
+    ((NNODES == 1)) || where=" on node $NODE_RANK"
     {
-        echo "error: the job failed; logs in $log_dir"
+        echo "error: the job failed$where; logs in $log_dir"
+        # The scheduler, on node 0: "The node: 3 is timed out."
+        while read -r rank; do
+            ((rank / NPUS_PER_NODE != NODE_RANK)) || continue
+            echo "rank $rank stopped answering: see the terminal of node $((rank / NPUS_PER_NODE))"
+            told=1
+        done < <(sed -nE 's/.*The node: ([0-9]+) is timed out.*/\1/p' "$log_dir/scheduler.log" 2>/dev/null | sort -nu)
         # msrun: "Worker process 123 exit with exception. Error code: -9."
         while read -r pid signal; do
             log=$(grep -lE "^rank [0-9]+ is process $pid\$" "$log_dir"/worker_*.log) || continue
-            sed -nE "s/^(rank [0-9]+) is process $pid\$/\1 was ended by signal $signal: killed from outside, or out of memory/p" "$log"
+            if ((NNODES > 1 && signal == 15)); then     # the engine ends a rank so when others are gone
+                ((told == 1)) || echo "no rank of node $NODE_RANK failed by itself: see the terminals of the other nodes"
+            else
+                sed -nE "s/^(rank [0-9]+) is process $pid\$/\1 was ended by signal $signal: killed from outside, or out of memory/p" "$log"
+            fi
             told=1
         done < <(sed -nE 's/.*Worker process ([0-9]+) exit with exception\. Error code: -([0-9]+)\..*/\1 \2/p' "$log_dir/msrun.log")
         if grep -hE '^(rank [0-9]+|scheduler): (error|interrupted)' "$log_dir"/worker_*.log | sort -u; then

@@ -1,0 +1,55 @@
+"""pretrain_gpt.py with a fault on one rank, for test_failures.py.
+
+FAULT_RANK is the rank; FAULT says where it raises: `data` (the rank reads the data set FAULT_DATA instead), `forward`
+or `backward` (inside the third training step). FAULT_FILE gets the time at which it left training.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from mindspeed_llm.config.errors import run_main
+
+
+def _raising(function, calls: int):
+    """`function` until its call number `calls`, which raises instead."""
+    left = calls
+
+    def wrapped(*arguments, **options):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise RuntimeError("planted fault")
+        return function(*arguments, **options)
+    return wrapped
+
+
+def plant(place: str) -> None:
+    """Make this process fail at `place`; a step has 4 layers to go through forward, and 24 weight gradients."""
+    if place == "data":
+        sys.argv[sys.argv.index("--data-path") + 1] = os.environ["FAULT_DATA"]
+    elif place == "forward":
+        from mindspeed_llm.core.transformer.layer import TransformerLayer
+        TransformerLayer._mlp = _raising(TransformerLayer._mlp, 10)
+    else:
+        from mindspeed_llm.core.tensor_parallel import layers
+        layers.accumulate_grad = _raising(layers.accumulate_grad, 60)
+
+
+def main() -> None:
+    """Plant the fault where it belongs and train."""
+    from pretrain_gpt import main as pretrain
+
+    faulty = os.environ.get("RANK_ID") == os.environ["FAULT_RANK"] and os.environ.get("MS_ROLE") == "MS_WORKER"
+    if faulty:
+        plant(os.environ["FAULT"])
+    try:
+        pretrain()
+    finally:
+        if faulty:
+            Path(os.environ["FAULT_FILE"]).write_text(str(time.time()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_main(main)
