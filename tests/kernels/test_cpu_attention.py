@@ -12,8 +12,13 @@ BLOCKS = [(1, 1, 0, 0), (5, 5, 0, 0), (64, 64, 0, 0), (49, 49, 0, 0), (200, 200,
           (0, 20, 0, 0), (1, 40, 0, 1000)]
 # B, N, G, D
 HEADS = [(1, 8, 2, 64), (2, 4, 4, 16), (1, 3, 1, 20)]
-# Gradients of scores are differences of sums of D products, of size sqrt(D): with one visible key nothing remains.
-CANCELLING = 1.0
+
+
+def least_size(dtype, alone):
+    """Gradients of scores are differences of sums of D products, of size sqrt(D): where one key is visible (`alone`)
+    only their fp32 rounding remains.
+    """
+    return 1.0 if alone and dtype == "fp32" else 0.1
 
 
 def run(cpu, q, k, v, g, scale, q_start, k_start, cu_seqlens=None):
@@ -34,7 +39,7 @@ def compare(cpu, Sq, Sk, q_start, k_start, heads, dtype, cu_seqlens=None):
     assert_close(actual[1], expected[1], "fp32", factor=2 if dtype == "fp32" else 1000)
     # gradients pass through exp(score - lse): the rounding of scores (size ~ 4) enters them
     for got, want in zip((actual[0], *actual[2:]), (expected[0], *expected[2:])):
-        assert_close(got, want, dtype, factor=3, least=CANCELLING)
+        assert_close(got, want, dtype, factor=3, least=least_size(dtype, Sk == 1))
 
 
 @BOTH
@@ -77,7 +82,7 @@ def test_long_odd_sequence(cpu, dtype):
         mask = visible(1, S, row, 0)
         want = attention(q64[row:row + 1], k64, v64, 0.2, mask, g64[row:row + 1])
         assert_close(out[row], want[0][0], dtype, factor=3)
-        assert_close(dq[row], want[2][0], dtype, factor=3, least=CANCELLING)
+        assert_close(dq[row], want[2][0], dtype, factor=3, least=least_size(dtype, row == 0))
     # every row of probabilities sums to 1, so dv summed over keys is g summed over rows
     assert_close(dv.sum(0), g64.sum(0).sum(1, keepdims=True), dtype, factor=20)
 

@@ -6,7 +6,7 @@ from mindspore import Tensor
 from cpu_oracle import assert_close, buffer, random
 
 SHAPES = [(1, 1, 1), (1, 64, 48), (3, 7, 5), (4, 130, 1000), (5, 33, 65), (67, 129, 31), (128, 96, 256), (64, 300, 1),
-          (90, 1, 200), (1100, 70, 45), (97, 545, 133)]
+          (90, 1, 200), (1100, 70, 45), (97, 545, 133), (1100, 40, 5000)]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

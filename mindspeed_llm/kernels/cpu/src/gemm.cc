@@ -178,6 +178,7 @@ bool on_tiles(i64 tokens, GemmTiles g) {
   constexpr i64 kStrip = 32, kPackedBytes = i64{24} << 20, kBlock = 512, kColumns = 256;
   const auto cut = [](i64 n, i64 most) { return (n + most - 1) / most; };
   const i64 row_bytes = cut(g.K, kStrip) * kStrip * (g.dt == kF32 ? 6 : 2);
+  if (row_bytes * kBlock > (i64{64} << 20)) return false;  // a depth whose packed operands would take too much memory
   const i64 most = std::max(kBlock, kPackedBytes / row_bytes / kBlock * kBlock);
   const i64 height = std::min(most, cut(g.M, kStrip) * kStrip);
   const i64 across = cut(g.N, kColumns), wide = cut(cut(g.N, across), kStrip) * kStrip;
@@ -218,7 +219,7 @@ void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y,
                  [&](i64 n0, i64 n1) { f.gemv(dt, x, w, bias, y, M, N, K, n0 * 4, n1 * 4 < N ? n1 * 4 : N); });
     return;
   }
-  if (on_tiles(M, {dt, M, N, K, x, w, bias, y, nullptr, K, 1, 1, K, N, dt == kF32, false})) return;
+  if (on_tiles(M, {dt, M, N, K, x, w, bias, y, nullptr, K, 1, 1, K, N, false, false})) return;
   gemm().run(bias != nullptr ? kForwardBias : kForward, dt, M, N, K, x, w, bias, y);
 }
 
@@ -228,7 +229,7 @@ void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, 
     __builtin_memset(dx, 0, static_cast<size_t>(M * K) * dtype_size(dt));
     return;
   }
-  if (on_tiles(M, {dt, M, K, N, g, w, nullptr, dx, nullptr, N, 1, K, 1, K, dt == kF32, false})) return;
+  if (on_tiles(M, {dt, M, K, N, g, w, nullptr, dx, nullptr, N, 1, K, 1, K, false, false})) return;
   gemm().run(kDgrad, dt, M, N, K, g, w, nullptr, dx);
 }
 

@@ -1,4 +1,4 @@
-// Inner loops for x86-64 with AVX-512 and AMX (Sapphire Rapids and later): as AVX-512, with bf16 products on AMX tiles.
+// Inner loops for x86-64 with AVX-512 and AMX (Sapphire Rapids and later): as AVX-512, with products on AMX tiles.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
