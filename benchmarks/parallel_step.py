@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.distributed.launch import run_msrun, worker_environment  # noqa: E402
+from tests.training.tiny_job import write_documents  # noqa: E402
 
 THREADS = 2  # in all, where there are fewer ranks than that
 WARM_UP = 2  # steps: buffers are made, kernels chosen
@@ -229,13 +230,8 @@ def draw(runs: dict[str, list[list[Step]]], path: Path) -> None:
 
 def write_data(prefix: Path) -> str:
     """Documents of random ids; returns the data's prefix."""
-    from mindspeed_llm.data.indexed_dataset import IndexedDatasetBuilder
     draws = np.random.default_rng(0)
-    with IndexedDatasetBuilder(str(prefix), np.int32) as builder:
-        for _ in range(4):
-            builder.add_item(draws.integers(0, 512, 20000))
-            builder.end_document()
-        builder.finalize()
+    write_documents(str(prefix), [draws.integers(0, 512, 20000) for _ in range(4)])
     return str(prefix)
 
 

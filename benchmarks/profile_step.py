@@ -9,7 +9,6 @@ memory, and how much each must move is in benchmarks/kernels/kernels.py. MINDSPE
 the step without AMX, whose products then are all oneDNN's.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -30,6 +29,10 @@ class Clock:
     """Seconds, calls and floating point operations of each wrapped function."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted."""
         self.seconds, self.calls, self.operations = Counter(), Counter(), Counter()
 
     def wrap(self, name: str, function):
@@ -76,20 +79,12 @@ def limits(dtype: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seq", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--forward-only", action="store_true")
-    options = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+    options = train_step.step_options(__doc__, steps=6).parse_args()
+    os.environ |= train_step.settings(options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         train_step.write_inputs(path, options.batch, options.seq)
-        with np.load(path) as loaded:
-            data = {key: loaded[key] for key in loaded.files}
+        data = train_step.read_inputs(path)
     stages = train_step.ours(data, options)
     next(stages)
     from mindspeed_llm.kernels import cpu
@@ -102,7 +97,7 @@ def main() -> None:
     step = next(stages)
     for _ in range(2):
         step()
-    clock.__init__()
+    clock.reset()
     seconds = []
     for _ in range(options.steps):
         started = time.perf_counter()

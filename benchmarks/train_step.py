@@ -46,6 +46,29 @@ def write_inputs(path: Path, batch: int, seq: int) -> None:
     np.savez(path, ids=ids[0], labels=ids[1], **arrays)
 
 
+def read_inputs(path: Path) -> dict[str, np.ndarray]:
+    """What `write_inputs` wrote."""
+    with np.load(path) as loaded:
+        return {key: loaded[key] for key in loaded.files}
+
+
+def step_options(description: str, steps: int) -> argparse.ArgumentParser:
+    """A parser with the options that say what a step is, and how many are timed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forward-only", action="store_true")
+    return parser
+
+
+def settings(options: argparse.Namespace) -> dict[str, str]:
+    """Environment variables of a worker."""
+    return {"OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+
+
 def ours(data, options):
     """Returns (step function giving the loss, description)."""
     sys.path.insert(0, str(ROOT))
@@ -149,8 +172,7 @@ def peer(data, options):
 
 def work(options) -> None:
     """A worker: one step per line on stdin, its result as JSON on stdout."""
-    with np.load(options.data) as loaded:
-        data = {key: loaded[key] for key in loaded.files}
+    data = read_inputs(options.data)
     maker = {"ours": ours, "peer": peer}[options.worker](data, options)
     next(maker)
     imported = resident_mb("VmRSS")
@@ -163,14 +185,8 @@ def work(options) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_options(__doc__, steps=8)
     parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seq", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -180,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         write_inputs(path, options.batch, options.seq)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+        environment = {**os.environ, **settings(options)}
         jobs = {name: subprocess.Popen([python, __file__, *sys.argv[1:], "--worker", name, "--data", str(path)],
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
                 for name, python in (("ours", sys.executable), ("peer", options.peer_python))}

@@ -2,6 +2,7 @@
 
 from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.flag_kinds import MODEL, RUN, TRAIN, Flag
+from mindspeed_llm.config.parallel import RING, ULYSSES
 
 _MODEL = "model"
 _PARALLEL = "parallel"
@@ -70,7 +71,7 @@ PARALLEL_FLAGS = (
          "stages the layers are split into", _PARALLEL),
     Flag("--context-parallel-size", kind.integer(1), ("parallel.context_parallel_size",), TRAIN,
          "ranks that share each sequence", _PARALLEL),
-    Flag("--context-parallel-algo", kind.choice("megatron_cp_algo", "ulysses_cp_algo"),
+    Flag("--context-parallel-algo", kind.choice(RING, ULYSSES),
          ("parallel.context_parallel_algo",), TRAIN, "ring attention, or Ulysses (all-to-all over heads)", _PARALLEL),
     Flag("--use-cp-send-recv-overlap", kind.switch(), ("parallel.use_cp_send_recv_overlap",), TRAIN,
          "ring attention sends the next block while computing on this one", _PARALLEL),

@@ -5,6 +5,16 @@ from dataclasses import dataclass
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 
+RING, ULYSSES = "megatron_cp_algo", "ulysses_cp_algo"
+
+
+def ulysses_divides(heads: int, groups: int, size: int) -> bool:
+    """Whether `size` context-parallel ranks can share `heads` heads in `groups` query groups: as many heads for each, and
+    whole groups or an equal part of one.
+    """
+    per_rank, per_group = heads // size, heads // groups
+    return heads % size == 0 and (per_rank % per_group == 0 or per_group % per_rank == 0)
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -13,7 +23,7 @@ class ParallelConfig:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
-    context_parallel_algo: str = "megatron_cp_algo"
+    context_parallel_algo: str = RING
     use_cp_send_recv_overlap: bool = False
     sequence_parallel: bool = False
     num_layers_per_virtual_pipeline_stage: int | None = None

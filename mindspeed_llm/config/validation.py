@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
 from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfi
     if seq_length > model.max_position_embeddings:
         raise UserError(f"--seq-length ({seq_length}) must be at most --max-position-embeddings "
                         f"({model.max_position_embeddings}): raise the latter or shorten the sequence")
-    if cp > 1 and parallel.context_parallel_algo == "ulysses_cp_algo":
+    if cp > 1 and parallel.context_parallel_algo == ULYSSES:
         _check_ulysses_heads(model, tp, cp)
         _divides(seq_length, cp, f"--context-parallel-size ({cp})")
     elif cp > 1:
@@ -168,16 +168,11 @@ def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfi
 def _check_ulysses_heads(model: ModelConfig, tp: int, cp: int) -> None:
     """Every rank of a context group takes as many heads as the others, and whole query groups or a part of one."""
     heads, groups = model.num_attention_heads // tp, max(1, model.num_query_groups // tp)
-
-    def cuts(size: int) -> bool:
-        per_rank, per_group = heads // size, heads // groups
-        return heads % size == 0 and (per_rank % per_group == 0 or per_group % per_rank == 0)
-
-    if not cuts(cp):
-        possible = " or ".join(str(size) for size in range(1, heads + 1) if cuts(size))
-        raise UserError(f"--context-parallel-size ({cp}) under ulysses_cp_algo must divide --num-attention-heads / "
+    if not ulysses_divides(heads, groups, cp):
+        possible = " or ".join(str(size) for size in range(1, heads + 1) if ulysses_divides(heads, groups, size))
+        raise UserError(f"--context-parallel-size ({cp}) under {ULYSSES} must divide --num-attention-heads / "
                         f"--tensor-model-parallel-size ({heads}) and give every rank as many query groups (of {groups}) "
-                        f"as the others: use {possible}, or --context-parallel-algo megatron_cp_algo")
+                        f"as the others: use {possible}, or --context-parallel-algo {RING}")
 
 
 def _divides(seq_length: int, divisor: int, text: str) -> None:

@@ -8,8 +8,8 @@ from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.context_parallel.partition import ULYSSES, local_part, local_positions
+from mindspeed_llm.config.parallel import ULYSSES, ParallelConfig
+from mindspeed_llm.core.context_parallel.partition import local_part, local_positions
 from mindspeed_llm.core.context_parallel.ring import ring_attention
 from mindspeed_llm.core.context_parallel.ulysses import ulysses_attention
 from mindspeed_llm.core.parallel_state import ParallelState

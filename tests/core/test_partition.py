@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.context_parallel.partition import RING, ULYSSES, local_part, local_positions
+from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig
+from mindspeed_llm.core.context_parallel.partition import local_part, local_positions
 from mindspeed_llm.core.context_parallel.ring import blocks
 from mindspeed_llm.core.context_parallel.ulysses import group_ranges
 from mindspeed_llm.core.parallel_state import rank_coordinates

@@ -20,8 +20,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.context_parallel.partition import RING
+from mindspeed_llm.config.parallel import RING, ParallelConfig
 from tests.distributed.rows import Row
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial, distance, relative

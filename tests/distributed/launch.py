@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,25 @@ def processes_of(mark: str) -> dict[int, int | None]:
     return found
 
 
+def workers_after_steps(process: subprocess.Popen, mark: str, ranks: int) -> dict[int, int]:
+    """{rank: pid} of a job started with JOB_MARK=`mark`, when its terminal has shown the third iteration."""
+    for line in process.stdout:
+        if "iteration        3/" in line:
+            break
+    workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
+    assert sorted(workers) == list(range(ranks))
+    return workers
+
+
+def end(pids: Iterable[int]) -> None:
+    """Kill these processes, as far as they still run."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
     with socket.socket() as listener:
@@ -91,8 +111,4 @@ def _end_workers(msrun: int) -> None:
     ending = [msrun]
     for process in ending:
         ending += [child for child, parent in parents.items() if parent == process]
-    for process in ending:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    end(ending)

@@ -15,7 +15,7 @@ from mindspeed_llm.kernels import reference
 from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.training import loss_scale
 from mindspeed_llm.training.loop import Trainer
-from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
+from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
 GROWTH_INTERVAL = 3
 FORCED = (2, 3)  # iterations in which RANK finds infinities
@@ -34,7 +34,7 @@ RUNS = {
 
 def write_data(folder: Path) -> None:
     """The data set of all runs."""
-    write_documents(folder / "text", [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    write_ramps(folder / "text")
 
 
 def scaled_runs(folder: Path, world: Group) -> dict[str, dict]:

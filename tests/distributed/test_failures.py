@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import free_port, processes_of, script_environment
-from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
+from tests.distributed.launch import end, free_port, processes_of, script_environment, workers_after_steps
+from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
 SECONDS = 15
@@ -24,7 +24,7 @@ PP2 = ["--pipeline-model-parallel-size", "2"]
 def data(tmp_path):
     """Prefix of an indexed data set."""
     prefix = tmp_path / "text_document"
-    write_documents(prefix, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    write_ramps(prefix)
     return prefix
 
 
@@ -38,11 +38,7 @@ def started(command, folder, **variables):
     try:
         yield process, mark
     finally:
-        for pid in processes_of(mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # the job has ended by itself, as it should
+        end(processes_of(mark))
         process.wait()
 
 
@@ -51,11 +47,7 @@ def test_killed_rank_ends_the_job(tmp_path, data):
                "--max-position-embeddings", 64, "--global-batch-size", 8]
     with started(command, tmp_path, TP=2, PP=2, NPUS_PER_NODE=4, MASTER_PORT=free_port(), CKPT_LOAD_DIR="",
                  DATA_PATH=data, TOKENIZER_PATH=tmp_path) as (process, mark):
-        for line in process.stdout:
-            if "iteration        3/" in line:
-                break
-        workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
-        assert sorted(workers) == [0, 1, 2, 3]
+        workers = workers_after_steps(process, mark, 4)
         os.kill(workers[2], signal.SIGKILL)
         killed = time.monotonic()
         output = process.communicate(timeout=60)[0]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
-from tests.distributed.launch import free_port, processes_of, script_environment
-from tests.training.tiny_job import write_documents
+from tests.distributed.launch import end, free_port, processes_of, script_environment, workers_after_steps
+from tests.training.tiny_job import write_ramps
 
 SECONDS = 30  # the scheduler's heartbeat is 10 s; then the other node's processes have to end
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
@@ -80,7 +80,7 @@ def _losses(output):
 
 def test_two_nodes_train_like_one(nodes, tmp_path):
     data = tmp_path / "text_document"
-    write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    write_ramps(data)
     port = free_port()
     # no shared storage: each node saves what its own ranks need
     jobs = [_start(tmp_path / f"node{rank}", _on(name), "--no-shared-storage", data=data, NNODES=2,
@@ -104,16 +104,12 @@ def test_two_nodes_train_like_one(nodes, tmp_path):
 
 def test_rank_killed_on_one_node_ends_both(nodes, tmp_path):
     data, port, mark = tmp_path / "text_document", free_port(), f"job-{tmp_path}"
-    write_documents(data, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+    write_ramps(data)
     jobs = [_start(tmp_path / f"node{rank}", _on(name), "--train-iters", "1000000", data=data, NNODES=2,
                    NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port, JOB_MARK=mark,
                    CKPT_SAVE_DIR=tmp_path / "ckpt") for rank, name in enumerate(nodes)]
     try:
-        for line in jobs[0].stdout:
-            if "iteration        3/" in line:
-                break
-        workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
-        assert sorted(workers) == [0, 1, 2, 3]
+        workers = workers_after_steps(jobs[0], mark, 4)
         os.kill(workers[3], signal.SIGKILL)
         killed = time.monotonic()
         ends, outputs = [], []
@@ -129,8 +125,4 @@ def test_rank_killed_on_one_node_ends_both(nodes, tmp_path):
         assert "stopped answering" in reports[0].splitlines()[1]  # the cause comes before what followed from it
         assert processes_of(mark) == {}
     finally:
-        for pid in processes_of(mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # the job has ended by itself, as it should
+        end(processes_of(mark))

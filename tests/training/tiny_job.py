@@ -12,6 +12,11 @@ SCHEDULE = ("--micro-batch-size 2 --global-batch-size 4 --train-iters 6 --lr 1e-
             "--lr-warmup-fraction 0.2 --weight-decay 0.1 --clip-grad 1.0 --eval-iters 0").split()
 
 
+def write_ramps(prefix):
+    """An indexed data set of 40 documents that count up by one, 90 ids each."""
+    write_documents(prefix, [[(start + step) % 256 for step in range(90)] for start in range(40)])
+
+
 def write_documents(prefix, documents, dtype=np.int32):
     """An indexed data set with one sequence per document."""
     with IndexedDatasetBuilder(prefix, dtype) as builder:

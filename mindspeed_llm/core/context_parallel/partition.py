@@ -6,9 +6,8 @@ rank the same (the "zigzag" of Megatron-LM's context parallelism). Ulysses gives
 
 import numpy as np
 
+from mindspeed_llm.config.parallel import ULYSSES
 from mindspeed_llm.runtime.collectives import Group
-
-RING, ULYSSES = "megatron_cp_algo", "ulysses_cp_algo"
 
 
 def pieces_of(size: int, algorithm: str) -> int:

@@ -9,6 +9,7 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
+from mindspeed_llm.config.parallel import ulysses_divides
 from mindspeed_llm.runtime.autograd import Function
 from mindspeed_llm.runtime.collectives import Group, all_to_all
 
@@ -26,11 +27,11 @@ def group_ranges(heads: int, groups: int, size: int) -> list[tuple[int, int]]:
 
     Raises ValueError if the heads, or the groups among them, do not divide evenly.
     """
-    per_rank, per_group = heads // size, heads // groups
-    if heads % size or (per_rank % per_group and per_group % per_rank):
+    if not ulysses_divides(heads, groups, size):
         raise ValueError(f"ulysses_cp_algo cannot cut {heads} heads in {groups} query groups over "
                          f"--context-parallel-size ({size}): use a size that divides the heads and divides, or is a "
                          "multiple of, the groups")
+    per_rank, per_group = heads // size, heads // groups
     return [(rank * per_rank // per_group, -(-(rank + 1) * per_rank // per_group)) for rank in range(size)]
 
 

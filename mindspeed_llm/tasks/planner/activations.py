@@ -9,7 +9,8 @@ Letters: T tokens of a micro-batch on a rank, H hidden, F one of gate and up, N 
 vocabulary, all as this rank holds them.
 """
 
-from mindspeed_llm.tasks.planner.job import ASCEND, RING, Job
+from mindspeed_llm.config.parallel import RING
+from mindspeed_llm.tasks.planner.job import ASCEND, Job
 from mindspeed_llm.tasks.planner.schedule import backward_moments
 
 _FP32 = 4

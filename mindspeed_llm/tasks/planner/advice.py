@@ -42,14 +42,14 @@ def candidates(job: Job) -> Iterator[Change]:
     yield from _recompute(start)
     for kind in kinds:
         yield from kind(start)
-    everything = [Change(change.flags, change.job) for change in [*_recompute(start)][-1:]] or [start]
+    everything = [start, *_recompute(start)][-1]
     for kind in kinds:
-        yield from kind(everything[0])
-    for base in (start, everything[0]):
+        yield from kind(everything)
+    for base in (start, everything):
         for first in range(len(kinds)):
             for second in range(first + 1, len(kinds)):
                 yield from _chain(base, kinds[first], kinds[second])
-    for base in (start, everything[0]):
+    for base in (start, everything):
         yield from _chain(base, _tensor, _pipeline, _context)
         yield from _chain(base, _tensor, _pipeline, _context, _micro_batch)
 

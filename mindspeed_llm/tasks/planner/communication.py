@@ -4,8 +4,9 @@ A ring algorithm is assumed: of a tensor of `s` bytes in a group of `n`, all-gat
 `s (n - 1) / n`, all-reduce twice that. Single numbers (loss, gradient norm) are left out.
 """
 
+from mindspeed_llm.config.parallel import RING
 from mindspeed_llm.tasks.planner.activations import key_value_bytes, query_bytes
-from mindspeed_llm.tasks.planner.job import RING, Job
+from mindspeed_llm.tasks.planner.job import Job
 
 _FP32 = 4
 

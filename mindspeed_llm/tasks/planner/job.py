@@ -13,7 +13,6 @@ from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
 ASCEND, CPU = "Ascend", "CPU"
 TARGETS = (ASCEND, CPU)
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-RING, ULYSSES = "megatron_cp_algo", "ulysses_cp_algo"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from mindspeed_llm.config.parallel import RING
 from mindspeed_llm.tasks.planner import activations
-from mindspeed_llm.tasks.planner.job import ASCEND, RING, Job
+from mindspeed_llm.tasks.planner.job import ASCEND, Job
 
 MIB, GIB = 2**20, 2**30
 _FP32 = 4
@@ -103,12 +104,16 @@ def _overhead(job: Job, stage: int) -> int:
 
 
 def _attention_scratch(job: Job) -> int:
-    """The CPU kernel's fp32 copies of keys and values and accumulators of dK and dV (kernels/cpu/src/attention.cc)."""
+    """The CPU kernel's copies of keys and values and accumulators of dK and dV (kernels/cpu/src/attention.cc).
+
+    Counted in fp32. With AMX the copies are tiles: 1.5 times as large for fp32, half for bf16.
+    """
     batch, groups, heads = job.train.micro_batch_size, job.groups, job.heads
-    length = job.train.seq_length if job.parallel.context_parallel_algo != RING else job.train.seq_length // job.cp
-    if job.cp > 1 and job.parallel.context_parallel_algo != RING:
-        heads = heads // job.cp
-        groups = max(1, groups // job.cp)
+    length = job.train.seq_length
+    if job.parallel.context_parallel_algo == RING:
+        length //= job.cp
+    else:
+        heads, groups = heads // job.cp, max(1, groups // job.cp)
     per_group = heads // groups
     wanted = max(1, min(per_group, -(-16 // (batch * groups))))
     split = -(-per_group // -(-per_group // wanted))

@@ -30,8 +30,6 @@ struct Mask {
   }
 };
 
-i64 round_up(i64 x, i64 m) { return (x + m - 1) / m * m; }
-
 // Sets paddings and strides; true when the tile kernels are to be used.
 bool pad(Attention *a, const Isa &f) {
   const bool tiles = f.tiles_fwd != nullptr;

@@ -11,6 +11,9 @@ using i64 = int64_t;
 
 enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
+inline i64 ceil_div(i64 x, i64 by) { return (x + by - 1) / by; }
+inline i64 round_up(i64 x, i64 to) { return ceil_div(x, to) * to; }
+
 inline size_t dtype_size(int dt) { return dt == kF32 ? 4 : 2; }
 
 // ---- threads (pool.cc) -------------------------------------------------------------------------------------------

@@ -176,21 +176,20 @@ bool on_tiles(i64 tokens, GemmTiles g) {
   const Isa &f = isa();
   if (f.gemm_tiles == nullptr || tokens < kTileTokens) return false;
   constexpr i64 kStrip = 32, kPackedBytes = i64{24} << 20, kBlock = 512, kColumns = 256;
-  const auto cut = [](i64 n, i64 most) { return (n + most - 1) / most; };
-  const i64 row_bytes = cut(g.K, kStrip) * kStrip * (g.dt == kF32 ? 6 : 2);
+  const i64 row_bytes = round_up(g.K, kStrip) * (g.dt == kF32 ? 6 : 2);
   if (row_bytes * kBlock > (i64{64} << 20)) return false;  // a depth whose packed operands would take too much memory
   const i64 most = std::max(kBlock, kPackedBytes / row_bytes / kBlock * kBlock);
-  const i64 height = std::min(most, cut(g.M, kStrip) * kStrip);
-  const i64 across = cut(g.N, kColumns), wide = cut(cut(g.N, across), kStrip) * kStrip;
+  const i64 height = std::min(most, round_up(g.M, kStrip));
+  const i64 across = ceil_div(g.N, kColumns), wide = round_up(ceil_div(g.N, across), kStrip);
   const size_t bytes = static_cast<size_t>(row_bytes * height);
   Scratch scratch(Scratch::padded(bytes));
   g.packed = scratch.take<char>(bytes);
   for (i64 first = 0; first < g.M; first += height) {
-    const i64 end = std::min(first + height, g.M), strips = cut(end - first, kStrip);
+    const i64 end = std::min(first + height, g.M), strips = ceil_div(end - first, kStrip);
     const auto row = [&](i64 strip) { return std::min(first + strip * kStrip, end); };
     parallel_for(strips, 1, [&](i64 b, i64 e) { f.gemm_pack(g, first, end, row(b), row(e)); });
     // few columns: cut the rows too, so that every thread has work
-    const i64 down = std::min(cut(2 * num_threads(), across), cut(strips, 4));
+    const i64 down = std::min(ceil_div(2 * num_threads(), across), ceil_div(strips, 4));
     run_tasks(static_cast<int>(across * down), [&](int t) {
       const i64 n0 = t % across * wide, i = t / across;
       if (n0 >= g.N) return;
