@@ -109,16 +109,20 @@ threads_per_rank() {
 # report_failure LOG_DIR: the ranks of other nodes that are gone, the rank that a signal ended, if one did, and the errors of
 # the ranks that left one; the ends of the logs if there is none of these.
 report_failure() {
-    local log_dir=$1 told=0 where= pid signal rank log
+    local log_dir=$1 told=0 where= pid signal rank node log
     ((NNODES == 1)) || where=" on node $NODE_RANK"
     {
         echo "error: the job failed$where; logs in $log_dir"
-        # The scheduler, on node 0: "The node: 3 is timed out."
-        while read -r rank; do
-            ((rank / NPUS_PER_NODE != NODE_RANK)) || continue
-            echo "rank $rank stopped answering: see the terminal of node $((rank / NPUS_PER_NODE))"
+        # The scheduler, on node 0: "The node: 3 is timed out." It stops at the first rank it misses, which need not be the
+        # one that failed: msrun there has ended all ranks of the node by then.
+        while read -r node; do
+            ((node != NODE_RANK)) || continue
+            for ((rank = node * NPUS_PER_NODE; rank < (node + 1) * NPUS_PER_NODE; rank++)); do
+                echo "rank $rank stopped answering: see the terminal of node $node"
+            done
             told=1
-        done < <(sed -nE 's/.*The node: ([0-9]+) is timed out.*/\1/p' "$log_dir/scheduler.log" 2>/dev/null | sort -nu)
+        done < <(sed -nE 's/.*The node: ([0-9]+) is timed out.*/\1/p' "$log_dir/scheduler.log" 2>/dev/null |
+            while read -r rank; do echo $((rank / NPUS_PER_NODE)); done | sort -nu)
         # msrun: "Worker process 123 exit with exception. Error code: -9."
         while read -r pid signal; do
             log=$(grep -lE "^rank [0-9]+ is process $pid\$" "$log_dir"/worker_*.log) || continue
