@@ -4,6 +4,7 @@
 #endif
 
 #include <cstring>
+#include <utility>
 
 #include "kernels.h"
 

@@ -99,7 +99,7 @@ const Isa *isa_amx();
 #endif
 
 constexpr i64 kQueryBlock = 48;  // rows of a query tile: a multiple of the 6 rows of the micro kernel
-constexpr i64 kTileQueriesFwd = 64, kTileQueriesBwd = 128;  // the same on AMX tiles
+constexpr i64 kTileQueriesFwd = 128, kTileQueriesBwd = 192;  // the same on AMX tiles
 constexpr i64 kKeyBlock = 192;                              // keys of a tile: a multiple of every panel width
 
 }  // namespace msl
