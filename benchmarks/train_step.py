@@ -5,6 +5,9 @@
 The peer's environment needs torch and transformers (pip install torch==2.13.0 transformers==5.23 'numpy<2'). Two worker
 processes take turns, ours, theirs, ours, ...; medians and their ratio are printed, and the peak of resident memory beyond what
 import took. A step is forward, backward and AdamW (the peer's fused); --forward-only leaves the last two out.
+
+In bf16 the peer keeps parameters, gradients and AdamW's moments in bf16, ours gradients, moments and a master copy of the
+parameters in fp32. --peer-masters gives the peer the same: fp32 parameters and state, bf16 arithmetic by autocast.
 """
 
 import argparse
@@ -126,7 +129,7 @@ def peer(data, options):
         rms_norm_eps=1.5625e-07, attention_bias=True, max_position_embeddings=BENCH["max_position_embeddings"],
         tie_word_embeddings=False, pad_token_id=0, attn_implementation="sdpa",
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5})
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    dtype = torch.bfloat16 if options.dtype == "bf16" and not options.peer_masters else torch.float32
     with torch.device("meta"):
         model = GlmForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")
@@ -154,7 +157,8 @@ def peer(data, options):
                                                                     weight_decay=0.1, fused=True)
 
     def forward():
-        logits = model(input_ids=ids, use_cache=False).logits
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.peer_masters):
+            logits = model(input_ids=ids, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.view(-1))
 
     def step():
@@ -187,9 +191,12 @@ def work(options) -> None:
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
+    parser.add_argument("--peer-masters", action="store_true", help="bf16: fp32 parameters and autocast for the peer")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peer_masters and options.dtype != "bf16":
+        parser.error("--peer-masters needs --dtype bf16: in fp32 there is no other copy of the parameters")
     if options.worker:
         work(options)
         return

@@ -35,8 +35,9 @@ def load() -> str | None:
             globals()[name] = getattr(_module, name)
         count = default_threads()
         _module.set_num_threads(count)
-        # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it.
-        _module.set_spin_us(50 if count * _local_ranks() <= _cores() else 0)
+        # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it. Python takes up
+        # to 150 us from one kernel to the next: a thread that spins longer is still awake then.
+        _module.set_spin_us(200 if count * _local_ranks() <= _cores() else 0)
     return None
 
 
