@@ -68,11 +68,16 @@ def processes_of(mark: str) -> dict[int, int | None]:
     return found
 
 
-def workers_after_steps(process: subprocess.Popen, mark: str, ranks: int) -> dict[int, int]:
-    """{rank: pid} of a job started with JOB_MARK=`mark`, when its terminal has shown the third iteration."""
+def wait_for_steps(process: subprocess.Popen) -> None:
+    """Read the job's terminal up to the third iteration."""
     for line in process.stdout:
         if "iteration        3/" in line:
             break
+
+
+def workers_after_steps(process: subprocess.Popen, mark: str, ranks: int) -> dict[int, int]:
+    """{rank: pid} of a job started with JOB_MARK=`mark`, when its terminal has shown the third iteration."""
+    wait_for_steps(process)
     workers = {rank: pid for pid, rank in processes_of(mark).items() if rank is not None}
     assert sorted(workers) == list(range(ranks))
     return workers

@@ -1,4 +1,4 @@
-"""A rank that is killed or raises ends the whole job: soon, its error on the terminal, nothing left running."""
+"""A rank that is killed or raises, or a script that is terminated, ends the whole job: soon, with the error, nothing left running."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import end, free_port, processes_of, script_environment, workers_after_steps
+from tests.distributed.launch import end, free_port, processes_of, script_environment, wait_for_steps, workers_after_steps
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
@@ -42,11 +42,18 @@ def started(command, folder, **variables):
         process.wait()
 
 
-def test_killed_rank_ends_the_job(tmp_path, data):
+@contextmanager
+def pretraining(folder, data, *flags, **variables):
+    """The 8K script on a tiny model, as `started`."""
     command = ["bash", EXAMPLES / "pretrain_glm4_8k_ms.sh", "--train-iters", 1000000, "--seq-length", 64,
-               "--max-position-embeddings", 64, "--global-batch-size", 8]
-    with started(command, tmp_path, TP=2, PP=2, NPUS_PER_NODE=4, MASTER_PORT=free_port(), CKPT_LOAD_DIR="",
-                 DATA_PATH=data, TOKENIZER_PATH=tmp_path) as (process, mark):
+               "--max-position-embeddings", 64, "--global-batch-size", 8, *flags]
+    with started(command, folder, MASTER_PORT=free_port(), CKPT_LOAD_DIR="", DATA_PATH=data, TOKENIZER_PATH=folder,
+                 **variables) as job:
+        yield job
+
+
+def test_killed_rank_ends_the_job(tmp_path, data):
+    with pretraining(tmp_path, data, TP=2, PP=2, NPUS_PER_NODE=4) as (process, mark):
         workers = workers_after_steps(process, mark, 4)
         os.kill(workers[2], signal.SIGKILL)
         killed = time.monotonic()
@@ -54,6 +61,19 @@ def test_killed_rank_ends_the_job(tmp_path, data):
         assert process.returncode != 0
         assert time.monotonic() - killed < SECONDS, output[-2000:]
         assert "rank 2" in output.split("error: the job failed")[1]
+        assert processes_of(mark) == {}
+
+
+@pytest.mark.parametrize(("ranks", "flags", "status"), [
+    (1, [], 128 + signal.SIGTERM), (2, ["--exit-signal-handler", "--save-interval", 10**6], 0)
+], ids=["one process", "ranks that save"])
+def test_terminated_script_leaves_nothing_running(ranks, flags, status, tmp_path, data):
+    with pretraining(tmp_path, data, *flags, TP=ranks, PP=1, NPUS_PER_NODE=ranks) as (process, mark):
+        wait_for_steps(process)
+        process.terminate()
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == status, output[-2000:]
+        assert ("successfully saved checkpoint" in output) == bool(flags)
         assert processes_of(mark) == {}
 
 

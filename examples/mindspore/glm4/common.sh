@@ -33,7 +33,38 @@ run_python() {
     local name=$1 script=$2
     shift 2
     mkdir -p "$LOG_ROOT"
-    python "$REPO_DIR/$script" "$@" 2>&1 | tee "$LOG_ROOT/$name.log"
+    local to_both tee_pid status=0
+    exec {to_both}> >(exec tee "$LOG_ROOT/$name.log")
+    tee_pid=$!
+    attend /dev/null python "$REPO_DIR/$script" "$@" >&"$to_both" 2>&1 || status=$?
+    exec {to_both}>&-
+    wait "$tee_pid" || true
+    return "$status"
+}
+
+# attend PID_FILE COMMAND...: runs the command. bash would end by a SIGTERM or SIGHUP and leave the command running: they are
+# passed on, and the command ends as it does by them.
+attend() {
+    local pid_file=$1 pid status
+    shift
+    env --default-signal=INT "$@" <&0 &     # in the background Ctrl-C would not be heard
+    pid=$!
+    echo "$pid" >"$pid_file"
+    trap 'pass_on "$pid"' TERM HUP
+    trap : INT
+    while status=0; wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do :; done    # a signal interrupts `wait`
+    trap - TERM HUP INT
+    return "$status"
+}
+
+# pass_on PID: SIGTERM to the process, or to the ranks that it has started. msrun then ends with them; ended first, it would
+# leave them running, and ranks that save before they end (--exit-signal-handler) still need its scheduler.
+pass_on() {
+    local child ranks=()
+    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+        ! grep -qz '^MS_ROLE=MS_WORKER$' "/proc/$child/environ" 2>/dev/null || ranks+=("$child")
+    done
+    kill -TERM "${ranks[@]:-$1}" 2>/dev/null || true
 }
 
 # launch NAME SCRIPT [FLAGS...]: NNODES x NPUS_PER_NODE ranks through msrun. Rank 0's output goes to the terminal, every
@@ -71,10 +102,9 @@ launch() {
     fi
     end_scheduler_of_failed_job "$log_dir" &
     local watcher_pid=$!
-    (echo "$BASHPID" >"$log_dir/msrun.pid"
-     exec msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" --master_addr "$MASTER_ADDR" \
-        --master_port "$MASTER_PORT" --node_rank "$NODE_RANK" --log_dir "$log_dir" --join True \
-        "$REPO_DIR/$script" "$@") >"$log_dir/msrun.log" 2>&1 || status=$?
+    attend "$log_dir/msrun.pid" msrun --worker_num "$world" --local_worker_num "$NPUS_PER_NODE" \
+        --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --node_rank "$NODE_RANK" --log_dir "$log_dir" --join True \
+        "$REPO_DIR/$script" "$@" >"$log_dir/msrun.log" 2>&1 || status=$?
     kill "$watcher_pid" 2>/dev/null || true
     wait "$watcher_pid" 2>/dev/null || true
     if [[ -n "$tail_pid" ]]; then
