@@ -169,9 +169,9 @@ Gemm &gemm() {
 constexpr i64 kGemvRows = 4;
 constexpr i64 kTileTokens = 64;
 
-// On AMX tiles, where the processor has them and the rows repay packing the weights. As many rows of A as fit the scratch
-// memory are packed by all threads; then each task packs columns of B and multiplies. Every element of C is summed in an
-// order that depends on K alone, however C is cut into tasks.
+// On AMX tiles, where the processor has them and the rows repay packing the weights. As many rows of A as fit the
+// scratch memory are packed by all threads; then each task packs columns of B and multiplies. Every element of C is
+// summed in an order that depends on K alone, however C is cut into tasks.
 bool on_tiles(i64 tokens, GemmTiles g) {
   const Isa &f = isa();
   if (f.gemm_tiles == nullptr || tokens < kTileTokens) return false;
