@@ -34,7 +34,7 @@ run_python() {
     shift 2
     mkdir -p "$LOG_ROOT"
     local to_both tee_pid status=0
-    exec {to_both}> >(exec tee "$LOG_ROOT/$name.log")
+    exec {to_both}> >(exec tee -i "$LOG_ROOT/$name.log")
     tee_pid=$!
     attend /dev/null python "$REPO_DIR/$script" "$@" >&"$to_both" 2>&1 || status=$?
     exec {to_both}>&-
