@@ -1,4 +1,6 @@
-"""A rank that is killed or raises, or a script that is terminated, ends the whole job: soon, with the error, nothing left running."""
+"""A rank that is killed or raises, or a script that is terminated, ends the whole job: soon, its error on the terminal,
+nothing left running.
+"""
 
 import os
 import signal

@@ -57,11 +57,16 @@ attend() {
     return "$status"
 }
 
+# children_of PID: the processes it has started, none if it is gone.
+children_of() {
+    cat "/proc/$1/task/$1/children" 2>/dev/null || true
+}
+
 # pass_on PID: SIGTERM to the process, or to the ranks that it has started. msrun then ends with them; ended first, it would
 # leave them running, and ranks that save before they end (--exit-signal-handler) still need its scheduler.
 pass_on() {
     local child ranks=()
-    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+    for child in $(children_of "$1"); do
         ! grep -qz '^MS_ROLE=MS_WORKER$' "/proc/$child/environ" 2>/dev/null || ranks+=("$child")
     done
     kill -TERM "${ranks[@]:-$1}" 2>/dev/null || true
@@ -119,14 +124,13 @@ launch() {
 # end_scheduler_of_failed_job LOG_DIR: when msrun has ended the ranks of a failed job it waits for its scheduler, which waits
 # MS_NODE_TIMEOUT for the ranks: end it at once. With several nodes it must live to tell the others.
 end_scheduler_of_failed_job() {
-    local log_dir=$1 msrun_pid child
+    local log_dir=$1 child
     ((NNODES == 1)) || return 0
     until grep -qs 'Worker process .* exit with exception' "$log_dir/msrun.log"; do
         sleep 0.5
     done
     sleep 0.5   # msrun is killing the other ranks
-    msrun_pid=$(<"$log_dir/msrun.pid")
-    for child in $(cat "/proc/$msrun_pid/task/$msrun_pid/children" 2>/dev/null); do
+    for child in $(children_of "$(<"$log_dir/msrun.pid")"); do
         kill -KILL "$child" 2>/dev/null || true
     done
 }

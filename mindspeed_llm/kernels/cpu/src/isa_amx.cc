@@ -4,7 +4,6 @@
 #endif
 
 #include <cstring>
-#include <utility>
 
 #include "kernels.h"
 
