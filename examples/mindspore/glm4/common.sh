@@ -126,10 +126,12 @@ launch() {
 end_scheduler_of_failed_job() {
     local log_dir=$1 child
     ((NNODES == 1)) || return 0
+    local silent
+    exec {silent}<> <(:)    # nothing comes: `read -t` waits without a process that would outlive this one
     until grep -qs 'Worker process .* exit with exception' "$log_dir/msrun.log"; do
-        sleep 0.5
+        read -rt 0.5 -u "$silent" || true
     done
-    sleep 0.5   # msrun is killing the other ranks
+    read -rt 0.5 -u "$silent" || true   # msrun is killing the other ranks
     for child in $(children_of "$(<"$log_dir/msrun.pid")"); do
         kill -KILL "$child" 2>/dev/null || true
     done
