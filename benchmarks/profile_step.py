@@ -5,8 +5,8 @@
 The step is that of benchmarks/train_step.py. Every primitive of the CPU backend is timed from outside; "other" is what
 remains of the step: MindSpore, the tape, Python. Limits: the product of 2048 x 2048 matrices in the step's dtype, and a
 copy of 256 MB by all threads. Products and attention are given as a share of the first; the rest of the kernels move
-memory, and how much each must move is in benchmarks/kernels/kernels.py. MINDSPEED_LLM_ISA=avx512 (or avx2, base) shows
-the step without AMX, whose products then are all oneDNN's.
+memory, and how much each must move is in benchmarks/kernels/kernels.py. MINDSPEED_LLM_ISA=avx2 (or another)
+shows the step on another instruction set than the processor's best.
 """
 
 import os
@@ -88,8 +88,6 @@ def main() -> None:
     stages = train_step.ours(data, options)
     next(stages)
     from mindspeed_llm.kernels import cpu
-    if "MINDSPEED_LLM_ISA" in os.environ:
-        cpu.instruction_set(os.environ["MINDSPEED_LLM_ISA"])
     rate, bandwidth = limits(options.dtype)
     clock = Clock()
     for name in (*cpu.PRIMITIVES, "attention_fwd", "attention_bwd", "sum_squares"):

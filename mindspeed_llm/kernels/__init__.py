@@ -1,7 +1,7 @@
 """Fused kernels: one API, three backends, chosen once at start-up.
 
 `reference`  MindSpore operations, slow and obvious: the oracle, and the fallback without a compiler
-`cpu`        C++ built on first use; matrix products on AMX tiles, or else by oneDNN
+`cpu`        C++ built on first use, for the best instruction set of the processor
 `ascend`     MindSpore's documented fused operators
 
 The functions below are differentiable; layout is sequence-first, `(S, B, ...)`; gradients of parameters are added to their

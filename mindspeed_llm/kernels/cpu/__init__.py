@@ -3,16 +3,21 @@
 `load()` fills this module with the primitives; their contract is the docstrings of `mindspeed_llm.kernels.reference`.
 They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another
 dtype and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets
-written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. With AMX an fp32 product is the
-sum of six products of bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx_gemm.inc`); an infinite operand
-gives NaN there. Results do not depend on the number of threads (the products that go to oneDNN: as measured with 1 to 8
-threads; with many more it may cut a long inner dimension).
+written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Products of bf16 are summed in
+fp32; AMX and AVX-512 BF16 take subnormal numbers for zero in them. With AMX an fp32 product is the sum of six products of
+bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx_gemm.inc`); an infinite operand gives NaN there.
+
+The inner loops exist once per instruction set (base, avx2, avx512, avx512_bf16, amx); the best one that the processor has
+is used, or the one that MINDSPEED_LLM_ISA names. On each of them results are the same bits for any number of threads. Two
+instruction sets differ in the order of their sums, and so in the last bits.
 """
 
 import os
 
 import numpy as np
 from mindspore import Tensor
+
+from mindspeed_llm.config.errors import UserError
 
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
@@ -24,20 +29,30 @@ _module = None
 
 
 def load() -> str | None:
-    """Build (once per machine) and load the kernels. Returns None, or in one line why they cannot be used here."""
+    """Build (once per machine) and load the kernels. Returns None, or in one line why they cannot be used here.
+
+    Raises UserError when MINDSPEED_LLM_ISA names an instruction set that the processor has not got.
+    """
     global _module
-    if _module is None:
-        from mindspeed_llm.kernels.cpu import build
-        _module, reason = build.load()
-        if _module is None:
-            return reason
-        for name in PRIMITIVES:
-            globals()[name] = getattr(_module, name)
-        count = default_threads()
-        _module.set_num_threads(count)
-        # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it. Python takes up
-        # to 150 us from one kernel to the next: a thread that spins longer is still awake then.
-        _module.set_spin_us(200 if count * _local_ranks() <= _cores() else 0)
+    if _module is not None:
+        return None
+    from mindspeed_llm.kernels.cpu import build
+    module, reason = build.load()
+    if module is None:
+        return reason
+    asked = os.environ.get("MINDSPEED_LLM_ISA")
+    if asked and asked not in module.isa_names():
+        raise UserError(f"MINDSPEED_LLM_ISA ({asked}) must be one of {', '.join(module.isa_names())} on this processor")
+    if asked:
+        module.select_isa(asked)
+    count = default_threads()
+    module.set_num_threads(count)
+    # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it. Python takes up to
+    # 150 us from one kernel to the next: a thread that spins longer is still awake then.
+    module.set_spin_us(200 if count * _local_ranks() <= _cores() else 0)
+    for name in PRIMITIVES:
+        globals()[name] = getattr(module, name)
+    _module = module
     return None
 
 
@@ -76,8 +91,13 @@ def sum_squares(x: Tensor) -> float:
     return float(_module.sum_squares(x).asnumpy()[0])
 
 
+def instruction_sets() -> list[str]:
+    """Those of base, avx2, avx512, avx512_bf16, amx that this processor has, the best one last."""
+    return _module.isa_names()
+
+
 def instruction_set(name: str | None = None) -> str:
-    """The instruction set in use, after choosing `name` ("base", "avx2", "avx512", "amx"). ValueError if absent."""
+    """The instruction set in use, after choosing `name`. ValueError if the processor has not got it."""
     if name is not None:
         _module.select_isa(name)
     return _module.isa()

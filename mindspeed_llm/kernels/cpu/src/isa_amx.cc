@@ -14,6 +14,7 @@
 #define MSL_ISA_NAME "amx"
 #define MSL_LANES 16
 #define MSL_VECTORS 4
+#define MSL_BF16_PAIRS 1
 #define MSL_AMX 1
 #include "isa_table.inc"
 

@@ -1,4 +1,8 @@
 // Inner loops for x86-64 with AVX2 and FMA (Haswell, Zen and later).
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 
 #include "kernels.h"

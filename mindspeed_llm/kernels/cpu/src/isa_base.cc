@@ -1,4 +1,8 @@
 // Inner loops for any processor: the compiler's default instruction set (SSE2 on x86-64, NEON on aarch64).
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 
 #include "kernels.h"

@@ -2,6 +2,9 @@
 // tasks. Pointers are to contiguous data; `dt` is a DType of the activations (kF32 or kBF16), all arithmetic is in
 // fp32.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "common.h"
 
 namespace msl {
@@ -31,13 +34,21 @@ struct Attention {
 
 // C (M, N) = A (M, K) B (K, N) + bias for A, B and bias of type dt. C has that type too, or is fp32 with `wide`, which
 // allows C += A B. One stride of A and one of B is 1.
-struct GemmTiles {
+struct Product {
   int dt;
   i64 M, N, K;
   const void *a, *b, *bias;
-  void *c, *packed;  // packed: a block of A's rows in tiles, filled by the driver
+  void *c, *packed;  // packed: a block of A's rows, filled by the driver
   i64 a_row, a_col, b_row, b_col, ldc;
   bool wide, accumulate;
+};
+
+// One way to multiply: packing rows [m0, m1) of A, then a block of C; g.packed holds rows [first, end).
+struct ProductKernel {
+  i64 rows, columns, most_depth;  // tasks are cut at multiples of `rows`, take about `columns`, and at most that depth
+  i64 (*packed_bytes)(int dt, i64 rows, i64 K);
+  void (*pack)(const Product &g, i64 first, i64 end, i64 m0, i64 m1);
+  void (*multiply)(const Product &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
 };
 
 struct Isa {
@@ -70,9 +81,7 @@ struct Isa {
   void (*add)(int dt, const void *x, const void *y, void *out, i64 n);
   void (*scale)(float *x, float factor, i64 n);
   void (*from_float)(int dt, const float *x, void *y, i64 n);
-  // on AMX tiles (null without them): packing rows [m0, m1) of A, and a block of C; g.packed holds rows [first, end)
-  void (*gemm_pack)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1);
-  void (*gemm_tiles)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
+  ProductKernel panels, tiles;  // on vector units; on AMX tiles (null without them)
   // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding
   void (*gemv)(int dt, const void *x, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0, i64 n1);
 
@@ -88,13 +97,15 @@ struct Isa {
   void (*attn_decode)(const Attention &a, i64 bg, i64 j0, i64 j1, float *part);
 };
 
-const Isa &isa();                   // the best one this processor has (or the one set by select_isa)
-bool select_isa(const char *name);  // "base", "avx2", "avx512", "amx": false when unknown or not supported here
+const Isa &isa();                     // the best one this processor has (or the one set by select_isa)
+bool select_isa(const char *name);    // false when unknown or not supported here
+std::vector<std::string> isa_names();  // those that this processor has, the best one last
 
 const Isa *isa_base();
 #if defined(__x86_64__)
 const Isa *isa_avx2();
 const Isa *isa_avx512();
+const Isa *isa_avx512_bf16();
 const Isa *isa_amx();
 #endif
 

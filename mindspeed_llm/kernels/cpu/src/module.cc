@@ -150,14 +150,11 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, m) {
   msl::bind_attention(m);
   msl::bind_optimizer(m);
   m.def("isa", [] { return std::string(msl::isa().name); });
+  m.def("isa_names", &msl::isa_names);
   m.def("select_isa", [](const std::string &name) {
     if (!msl::select_isa(name.c_str())) msl::bad_value("select_isa: '" + name + "' is not available on this processor");
   });
   m.def("num_threads", &msl::num_threads);
   m.def("set_num_threads", [](int n) { msl::set_num_threads(n); });
   m.def("set_spin_us", [](int n) { msl::set_spin_us(n); });
-  m.def("onednn_version", []() -> pybind11::object {
-    const char *version = msl::onednn_version();
-    return version == nullptr ? pybind11::object(pybind11::none()) : pybind11::object(pybind11::str(version));
-  });
 }

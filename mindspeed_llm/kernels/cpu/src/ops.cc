@@ -24,39 +24,35 @@ const char *at(const void *p, i64 elements, int dt) {
 }
 char *at(void *p, i64 elements, int dt) { return static_cast<char *>(p) + elements * static_cast<i64>(dtype_size(dt)); }
 
-#if defined(__x86_64__)
-// AMX needs the instructions (CPUID leaf 7: bits 22 and 24 of EDX) and the kernel's leave to use the tile registers,
-// which a process asks for once.
-bool amx_allowed() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("avx512bf16") ||
-      __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) {
-    return false;
-  }
-  constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return (d & kBF16) != 0 && (d & kTile) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-#endif
-
-const Isa *detect() {
+// The instruction sets that this processor has, each including those before it.
+std::vector<const Isa *> available() {
+  std::vector<const Isa *> found = {isa_base()};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (amx_allowed()) return isa_amx();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
-    return isa_avx512();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return found;
+  found.push_back(isa_avx2());
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512cd") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return found;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-    return isa_avx2();
+  found.push_back(isa_avx512());
+  if (!__builtin_cpu_supports("avx512bf16")) return found;
+  found.push_back(isa_avx512_bf16());
+  // AMX needs the instructions (CPUID leaf 7: bits 22 and 24 of EDX) and the kernel's leave to use the tile registers,
+  // which a process asks for once.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBF16) != 0 && (d & kTile) != 0 &&
+      syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) {
+    found.push_back(isa_amx());
   }
 #endif
-  return isa_base();
+  return found;
 }
 
 const Isa *&current() {
-  static const Isa *chosen = detect();
+  static const Isa *chosen = available().back();
   return chosen;
 }
 
@@ -65,20 +61,19 @@ const Isa *&current() {
 const Isa &isa() { return *current(); }
 
 bool select_isa(const char *name) {
-  std::vector<const Isa *> known = {isa_base()};
-#if defined(__x86_64__)
-  const Isa *best = detect();
-  if (best != isa_base()) known.push_back(isa_avx2());
-  if (best == isa_avx512() || best == isa_amx()) known.push_back(isa_avx512());
-  if (best == isa_amx()) known.push_back(isa_amx());
-#endif
-  for (const Isa *candidate : known) {
+  for (const Isa *candidate : available()) {
     if (std::strcmp(candidate->name, name) == 0) {
       current() = candidate;
       return true;
     }
   }
   return false;
+}
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const Isa *one : available()) names.emplace_back(one->name);
+  return names;
 }
 
 void op_zero(float *x, i64 n) {

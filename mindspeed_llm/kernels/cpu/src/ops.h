@@ -43,6 +43,4 @@ void op_scale(float *x, float factor, i64 n);
 void op_attention_fwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 void op_attention_bwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 
-const char *onednn_version();  // "3.10.1", or null when the library is not one we can use
-
 }  // namespace msl
