@@ -92,7 +92,7 @@ def test_raising_rank_ends_the_job(rank, place, parallel, tmp_path, data):
                "--num-layers", 4 if parallel == PP2 else 2, "--data-path", data,
                "--tokenizer-name-or-path", tmp_path]
     at = tmp_path / "fault"
-    with started(command, tmp_path, NNODES=1, NODE_RANK=0, NPUS_PER_NODE=2,
+    with started(command, tmp_path, NNODES=1, NODE_RANK=0, NPUS_PER_NODE=2, LOG_ROOT="logs",
                  MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), FAULT_RANK=rank, FAULT=place, FAULT_FILE=at,
                  FAULT_DATA=damaged) as (process, mark):
         output = process.communicate(timeout=90)[0]

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ class Recorder:
     def __init__(self, folder):
         self.folder, self.bin = folder, folder / "bin"
         self.bin.mkdir()
+        launcher = f'[[ "$1 $2" != "-m mindspeed_llm.launch" ]] || exec {sys.executable} "$@"\n'
         for name in ("msrun", "python"):
             tool = self.bin / name
-            tool.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
+            tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')
