@@ -115,7 +115,7 @@ def _run_ranks(job: Job, environment: Mapping[str, str]) -> int:
 
 def _status_of_ranks(ended: Supervised) -> int:
     """msrun ends with 1 whatever ended its ranks."""
-    return 128 + ended.received if ended.status != 0 and ended.received is not None else ended.status
+    return 128 + ended.passed_on if ended.status != 0 and ended.passed_on is not None else ended.status
 
 
 def _pass_on_to_ranks(msrun: int, number: int, _: bool) -> None:

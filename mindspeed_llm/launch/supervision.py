@@ -22,15 +22,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Supervised:
-    """How a child ended: its status as a shell shows it, and the signal, if any, that the launcher got, in both forms."""
+    """How a child ended: its status as a shell shows it, and the first signal, if any, that was passed on to the job."""
 
     status: int
-    received: signal.Signals | None = None
-
-    @property
-    def passed_on(self) -> signal.Signals | None:
-        """What the job's processes got for the signal."""
-        return None if self.received is None else PASSED_ON[self.received]
+    passed_on: signal.Signals | None = None
 
 
 def attend(command: Sequence[str], output: Path, environment: Mapping[str, str],
@@ -39,7 +34,7 @@ def attend(command: Sequence[str], output: Path, environment: Mapping[str, str],
     """Run `command`, its output in the file `output`; returns when no process of it is left.
 
     `look(pid)` is called many times a second and once more at the end. A signal becomes `pass_on(pid, number,
-    from_terminal)`; a second SIGINT kills the job. Signals that this process was started to ignore (nohup) stay ignored.
+    from_terminal)`; a second SIGINT kills the job. Signals that this process was told to ignore (nohup) stay ignored.
     Linux only. Raises UserError when the command is not found.
     """
     heard = {number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN}
@@ -48,23 +43,24 @@ def attend(command: Sequence[str], output: Path, environment: Mapping[str, str],
     not_ours = frozenset(children_of(os.getpid()))  # of the script that has become this process
     _adopt_orphans()
     process = _start(command, output, environment, mask, new_session)
-    received, interrupted_at = None, None
+    passed_on, interrupted_at = None, None
     while process.poll() is None:
         signalled = signal.sigtimedwait(waited_for, _LOOK_EVERY)
         look(process.pid)
         if signalled is None or signalled.si_signo == signal.SIGCHLD:
             continue
-        received = received or signal.Signals(signalled.si_signo)
-        if signalled.si_signo == signal.SIGINT:
+        number = PASSED_ON[signal.Signals(signalled.si_signo)]
+        passed_on = passed_on or number
+        if number == signal.SIGINT:
             now = time.monotonic()
             interrupted_at = interrupted_at or now
             if now - interrupted_at > _SECOND_INTERRUPT:
                 process.kill()
                 continue
-        pass_on(process.pid, PASSED_ON[signal.Signals(signalled.si_signo)], signalled.si_code == _SI_KERNEL)
+        pass_on(process.pid, number, signalled.si_code == _SI_KERNEL)
     _end_orphans(not_ours)
     look(process.pid)
-    return Supervised(process.returncode if process.returncode >= 0 else 128 - process.returncode, received)
+    return Supervised(process.returncode if process.returncode >= 0 else 128 - process.returncode, passed_on)
 
 
 def children_of(pid: int) -> list[int]:

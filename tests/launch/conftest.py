@@ -18,7 +18,7 @@ rank = os.environ.get("RANK_ID")
 def say(*words): print(*words, flush=True)
 def note(name, text=""): Path(name).write_text(str(text))
 """
-SECONDS = 20
+SECONDS = 60
 
 
 class Launcher:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 OPTIONS = ("--worker_num", "--local_worker_num", "--master_addr", "--master_port", "--node_rank", "--log_dir", "--join")
-SCHEDULER_WAITS = "30"  # seconds
+SCHEDULER_WAITS = "600"  # seconds: longer than any test
 
 
 def main() -> int:

@@ -37,19 +37,19 @@ def test_flags_reach_the_script(launcher):
 
 def test_standard_input_is_the_script_s(launcher):
     process = launcher.start("say(input() + '!')", stdin=subprocess.PIPE)
-    assert process.communicate("hello\n", timeout=20)[0] == "hello!\n"
+    assert process.communicate("hello\n", timeout=60)[0] == "hello!\n"
 
 
 def test_an_unfinished_line_is_shown_at_once(launcher):
     process = launcher.start('print("[INFO] then ", end="", flush=True); input(); say("more")', stdin=subprocess.PIPE)
     assert process.stdout.read(12) == "[INFO] then "
-    assert process.communicate("\n", timeout=20)[0] == "more\n"
+    assert process.communicate("\n", timeout=60)[0] == "more\n"
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_job(launcher):
     body = 'for number in range(10): say(number); time.sleep(0.1)\nnote("done")'
     done = subprocess.run(["bash", "-c", '"$@" | head -1', "bash", *launcher.command(body)], cwd=launcher.folder,
-                          env=launcher.environment(), capture_output=True, text=True, timeout=20)
+                          env=launcher.environment(), capture_output=True, text=True, timeout=60)
     assert done.stdout == "0\n" and done.stderr == ""
     launcher.wait_for("done")
     assert len((launcher.folder / "logs" / "job.log").read_text().splitlines()) == 10
@@ -113,14 +113,14 @@ def test_ignored_signals_stay_ignored(launcher):
 
 
 def test_processes_of_a_killed_script_are_ended(launcher):
-    body = 'import subprocess; subprocess.Popen(["sleep", "30"])\nos.kill(os.getpid(), 9)'
+    body = 'import subprocess; subprocess.Popen(["sleep", "600"])\nos.kill(os.getpid(), 9)'
     assert launcher.run(body)[0] == 128 + signal.SIGKILL
 
 
 def test_processes_of_the_calling_script_are_left_alone(launcher):
     """A shell that becomes the launcher may have started something before."""
-    command = 'sleep 30 >/dev/null & echo $! >sleeper; exec "$@"'
-    subprocess.run(["bash", "-c", command, "bash", *launcher.command("pass")], cwd=launcher.folder, check=True, timeout=20,
+    command = 'sleep 600 >/dev/null & echo $! >sleeper; exec "$@"'
+    subprocess.run(["bash", "-c", command, "bash", *launcher.command("pass")], cwd=launcher.folder, check=True, timeout=60,
                    env=launcher.environment())
     os.kill(int((launcher.folder / "sleeper").read_text()), signal.SIGKILL)  # raises if it is gone
 

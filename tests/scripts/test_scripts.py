@@ -163,6 +163,13 @@ def test_a_rank_ended_by_a_signal_is_named(recorder):
     assert "rank 1 was ended by signal 9: killed from outside, or out of memory" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["pretrain_glm4_9b_4k_ms.sh", "tune_glm4_9b_32k_full_ms.sh"])
+def test_missing_weights_are_an_error_for_tuning_only(recorder, script):
+    checkpoint = recorder.configs(script, CKPT_LOAD_DIR="nowhere")[0].checkpoint
+    assert checkpoint.load == "nowhere" and not checkpoint.exit_on_missing_checkpoint
+    assert checkpoint.finetune == script.startswith("tune")     # with which a missing checkpoint is an error
+
+
 def test_wrong_variable(recorder):
     for variables, text in (({"MODEL": "glm5"}, "MODEL (glm5) must be glm4-9b or glm4-tiny"),
                             ({"DTYPE": "int8"}, "DTYPE (int8) must be bf16, fp32 or fp16")):

@@ -25,7 +25,7 @@ LOG_ROOT=${LOG_ROOT:-logs}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
-start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR" --finetune --exit-on-missing-checkpoint
+start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR" --finetune
 
 if [[ "$PP" == 2 && "$MODEL" == glm4-9b ]]; then
     TRAIN_ARGS+=(--num-layer-list 22,18)    # the last stage holds the output layer: fewer layers for it
