@@ -3,8 +3,8 @@
     python -m mindspeed_llm.launch --name pretrain --nnodes 1 --nproc-per-node 8 pretrain_gpt.py <flags>
 
 What the job prints goes to the terminal (rank 0's output, when there are several) and whole into `--log-root`. The exit
-status is the script's own for one process and 1 for ranks that failed; 128 + the signal's number for a job that a signal
-ended (130 for Ctrl-C).
+status is the script's own for one process and 1 for ranks that failed; 128 + the signal's number for a job that was
+ended by one (130 for Ctrl-C).
 """
 
 import argparse
@@ -35,7 +35,8 @@ def parse(argv: list[str]) -> Job:
     parser.add_argument("script", help="the Python script that every rank runs")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     given = parser.parse_args(argv)
-    for option, value in (("--nnodes (NNODES)", given.nnodes), ("--nproc-per-node (NPUS_PER_NODE)", given.nproc_per_node)):
+    for option, value in (("--nnodes (NNODES)", given.nnodes),
+                          ("--nproc-per-node (NPUS_PER_NODE)", given.nproc_per_node)):
         if value < 1:
             raise UserError(f"{option} is {value}: give the number that there are, at least 1")
     if not 0 <= given.node_rank < given.nnodes:

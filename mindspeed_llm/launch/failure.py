@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-# The scheduler, on node 0. It stops at the first rank that it misses, which need not be the one that failed: msrun there has
-# ended all ranks of the node by then.
+# The scheduler, on node 0. It stops at the first rank that it misses, which need not be the one that failed: msrun there
+# has ended all ranks of the node by then.
 _TIMED_OUT = re.compile(r"The node: (\d+) is timed out\.")
 # msrun, on every node; the number of a signal is negative.
 _EXITED = re.compile(r"Worker process (\d+) exit with exception\. Error code: -(\d+)\.")
@@ -36,7 +36,8 @@ def report(log_dir: Path, nnodes: int, node_rank: int, ranks_per_node: int, pass
 
 
 def _lost_ranks(log_dir: Path, node_rank: int, ranks_per_node: int) -> list[str]:
-    missed = {int(rank) // ranks_per_node for line in _lines(log_dir / "scheduler.log") for rank in _TIMED_OUT.findall(line)}
+    missed = {int(rank) // ranks_per_node for line in _lines(log_dir / "scheduler.log")
+              for rank in _TIMED_OUT.findall(line)}
     return [f"rank {rank} stopped answering: see the terminal of node {node}" for node in sorted(missed - {node_rank})
             for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node)]
 

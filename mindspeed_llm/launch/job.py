@@ -59,8 +59,10 @@ def job_environment(job: Job, base: Mapping[str, str]) -> dict[str, str]:
         return environment
     wanted = {
         # Ranks share the cores; idle OpenMP threads must not spin on a core that another rank needs.
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.ranks_per_node)), "OMP_WAIT_POLICY": "PASSIVE",
-        # Seconds until msrun's scheduler gives up on ranks that are gone (its default keeps a failed job for half a minute).
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.ranks_per_node)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Seconds until msrun's scheduler gives up on ranks that are gone (by default it keeps a failed job for half a
+        # minute).
         "MS_NODE_TIMEOUT": "10",
         # Ranks that find the scheduler busy ask again at once, not after seconds.
         "MS_RETRY_INTERVAL_LOWER": "1", "MS_RETRY_INTERVAL_UPPER": "1",
@@ -92,9 +94,9 @@ def _run_ranks(job: Job, environment: Mapping[str, str]) -> int:
     shutil.rmtree(job.log_dir, ignore_errors=True)
     job.log_dir.mkdir()
     print(f"starting {job.world} ranks ({job.ranks_per_node} on this node), logs in {job.log_dir}", flush=True)
-    command = ["msrun", "--worker_num", job.world, "--local_worker_num", job.ranks_per_node, "--master_addr",
-               job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank, "--log_dir", job.log_dir,
-               "--join", "True", job.script, *job.flags]
+    command = ["msrun", "--worker_num", job.world, "--local_worker_num", job.ranks_per_node,
+               "--master_addr", job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank,
+               "--log_dir", job.log_dir, "--join", "True", job.script, *job.flags]
     followers = [Follower(job.log_dir / "worker_0.log", environment)] if job.node_rank == 0 else []
     scheduler = _SchedulerOfFailedJob(job.log_dir / "msrun.log")
 
@@ -119,15 +121,15 @@ def _status_of_ranks(ended: Supervised) -> int:
 
 
 def _pass_on_to_ranks(msrun: int, number: int, _: bool) -> None:
-    """The signal goes to the ranks. msrun then ends with them; ended first, it would leave them without a scheduler, which
-    ranks that save before they end (--exit-signal-handler) still need. Before it has started any, it is msrun that ends.
+    """The signal goes to the ranks. msrun then ends with them; ended first, it would leave them without a scheduler,
+    which ranks that save before they end (--exit-signal-handler) still need. Before it has started any, msrun ends.
     """
     for pid in [child for child in children_of(msrun) if _is_rank(child)] or [msrun]:
         kill(pid, number)
 
 
 def _is_rank(pid: int) -> bool:
-    """True for a running rank: msrun starts it in a session of its own, but not its scheduler and the readers of logs."""
+    """True for a running rank: msrun starts it in a session of its own, not so its scheduler and readers of logs."""
     try:
         # "pid (name) state parent group session ..."; the name may hold spaces and brackets
         state, _, _, session = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
@@ -137,9 +139,9 @@ def _is_rank(pid: int) -> bool:
 
 
 class _SchedulerOfFailedJob:
-    """When msrun has ended the ranks of a failed job it waits for its scheduler, which waits MS_NODE_TIMEOUT for the ranks.
+    """Of a failed job msrun ends the ranks, then waits for its scheduler, which waits MS_NODE_TIMEOUT for the ranks.
 
-    `end`, called again and again, ends the scheduler as soon as `log` tells of the failure.
+    `end`, called again and again, ends the scheduler as soon as msrun's `log` tells of the failure.
     """
 
     def __init__(self, log: Path) -> None:

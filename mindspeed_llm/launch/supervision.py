@@ -22,7 +22,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Supervised:
-    """How a child ended: its status as a shell shows it, and the first signal, if any, that was passed on to the job."""
+    """How a child ended: its status as a shell shows it; the first signal, if any, that was passed on to the job."""
 
     status: int
     passed_on: signal.Signals | None = None
@@ -86,8 +86,8 @@ def _start(command: Sequence[str], output: Path, environment: Mapping[str, str],
                                     start_new_session=new_session,
                                     preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask))
         except FileNotFoundError:
-            raise UserError(f"{command[0]} was not found on PATH: activate the environment that has MindSpore, or make it "
-                            "with examples/mindspore/glm4/setup_env.sh") from None
+            raise UserError(f"{command[0]} was not found on PATH: activate the environment that has MindSpore, or make "
+                            "it with examples/mindspore/glm4/setup_env.sh") from None
 
 
 def _adopt_orphans() -> None:

@@ -39,18 +39,21 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
     found = checkpoint.open_checkpoint(config.load)
     if found is not None:
         return found, []
-    for given, flag in ((config.exit_on_missing_checkpoint, "--exit-on-missing-checkpoint"), (config.finetune, "--finetune")):
-        if given:
-            raise UserError(f"--load {config.load} holds no checkpoint and {flag} is given: name the directory with "
-                            "latest_checkpointed_iteration.txt, or leave --load empty to start from random initialisation")
     why = "holds no checkpoint" if Path(config.load).is_dir() else "does not exist"
-    return None, [f"WARNING: --load {config.load} {why}: STARTING FROM RANDOM INITIALISATION. If that is not meant, stop now "
-                  "and name the directory with latest_checkpointed_iteration.txt"]
+    name = "name the directory with latest_checkpointed_iteration.txt"
+    for given, flag in ((config.exit_on_missing_checkpoint, "--exit-on-missing-checkpoint"),
+                        (config.finetune, "--finetune")):
+        if given:
+            raise UserError(f"--load {config.load} {why} and {flag} is given: {name}, or leave --load empty to start "
+                            "from random initialisation")
+    return None, [f"WARNING: --load {config.load} {why}: STARTING FROM RANDOM INITIALISATION. If that is not meant, "
+                  f"stop now and {name}"]
 
 
 def loaded_line(load_dir: str, saved: int, start: int) -> str:
-    """What Megatron's tools look for: the directory of `--load` and the iteration at which this job stands. Where that is
-    not the iteration `saved` (weights only, or --finetune), it says so.
+    """The line that tools for Megatron look for: the directory of `--load` and the iteration at which this job starts.
+
+    Where that is not the iteration that was `saved` (weights only, --finetune), the line names both.
     """
     line = f"successfully loaded checkpoint from {load_dir} at iteration {start}"
     return line if start == saved else f"{line} (weights of iteration {saved})"

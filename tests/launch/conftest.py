@@ -50,7 +50,8 @@ class Launcher:
         return subprocess.Popen(self.command(body, *options, flags=flags), cwd=self.folder, text=True, stdin=stdin,
                                 env=self.environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def run(self, body: str, *options: object, flags: tuple[str, ...] = (), **variables: object) -> tuple[int, str, str]:
+    def run(self, body: str, *options: object, flags: tuple[str, ...] = (),
+            **variables: object) -> tuple[int, str, str]:
         """(status, standard output, standard error) of a job that ends by itself."""
         return self.finish(self.start(body, *options, flags=flags, **variables))
 

@@ -1,5 +1,5 @@
-"""What of msrun concerns its caller, without the framework: ranks in sessions of their own and their logs, a scheduler that
-outlives a failed job, the words and the status of a failure.
+"""What of msrun concerns its caller, without the framework: ranks in sessions of their own and their logs, a scheduler
+that outlives a failed job, the words and the status of a failure.
 """
 
 import os
@@ -36,7 +36,8 @@ def main() -> int:
     if failed is None:
         scheduler.terminate()
         return 0
-    print(f"[ERROR] ME(1): Worker process {failed.pid} exit with exception. Error code: {failed.returncode}.", flush=True)
+    print(f"[ERROR] ME(1): Worker process {failed.pid} exit with exception. Error code: {failed.returncode}.",
+          flush=True)
     for rank in ranks:
         if rank.poll() is None:
             os.killpg(rank.pid, signal.SIGKILL)

@@ -103,8 +103,8 @@ def test_a_second_interrupt_kills(launcher):
 def test_ignored_signals_stay_ignored(launcher):
     """As under nohup."""
     body = 'note("ready")\nwhile not Path("end").exists(): time.sleep(0.02)\nsay("end")'
-    process = subprocess.Popen(["nohup", *launcher.command(body)], cwd=launcher.folder, env=launcher.environment(), text=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(["nohup", *launcher.command(body)], cwd=launcher.folder, env=launcher.environment(),
+                               text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     launcher.wait_for("ready")
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
@@ -120,8 +120,8 @@ def test_processes_of_a_killed_script_are_ended(launcher):
 def test_processes_of_the_calling_script_are_left_alone(launcher):
     """A shell that becomes the launcher may have started something before."""
     command = 'sleep 600 >/dev/null & echo $! >sleeper; exec "$@"'
-    subprocess.run(["bash", "-c", command, "bash", *launcher.command("pass")], cwd=launcher.folder, check=True, timeout=60,
-                   env=launcher.environment())
+    subprocess.run(["bash", "-c", command, "bash", *launcher.command("pass")], cwd=launcher.folder, check=True,
+                   timeout=60, env=launcher.environment())
     os.kill(int((launcher.folder / "sleeper").read_text()), signal.SIGKILL)  # raises if it is gone
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mindspeed_llm.launch.failure import report
 
-TIMED_OUT = "[ERROR] DISTRIBUTED(1): [node.cc:1] UpdateTopoState] The node: {} is timed out. It may exit with exception.\n"
+TIMED_OUT = "[ERROR] DISTRIBUTED(1): [node.cc:1] Update] The node: {} is timed out. It may exit with exception.\n"
 EXITED = "[ERROR] ME(9): Worker process {} exit with exception. Error code: -{}.\n"
 
 
@@ -32,7 +32,8 @@ def test_lost_node_is_told_whole_and_before_what_followed(told):
 
 
 def test_own_node_is_not_called_lost(told):
-    logs = {"scheduler.log": TIMED_OUT.format(1), "msrun.log": EXITED.format(51, 9), "worker_1.log": "rank 1 is process 51\n"}
+    logs = {"scheduler.log": TIMED_OUT.format(1), "msrun.log": EXITED.format(51, 9),
+            "worker_1.log": "rank 1 is process 51\n"}
     assert told(logs, nnodes=2)[1:] == ["rank 1 was ended by signal 9: killed from outside, or out of memory"]
 
 
@@ -44,8 +45,8 @@ def test_ranks_that_the_engine_ended_point_to_the_other_nodes(told):
 
 
 def test_errors_are_told_once_and_other_lines_are_not(told):
-    logs = {"worker_0.log": "Traceback\nrank 0: error: bad\nnot rank 1: error: no\n", "msrun.log": "rank 0: error: bad\n",
-            "worker_1.log": "scheduler: error: gone\nrank 1: interrupted\nscheduler: error: gone\n"}
+    logs = {"worker_0.log": "Traceback\nrank 0: error: bad\nnot rank 1: error: no\n",
+            "msrun.log": "rank 0: error: bad\n", "worker_1.log": "scheduler: error: gone\nrank 1: interrupted\nscheduler: error: gone\n"}
     assert told(logs)[1:] == ["rank 0: error: bad", "rank 1: interrupted", "scheduler: error: gone"]
 
 

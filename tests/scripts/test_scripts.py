@@ -23,7 +23,8 @@ class Recorder:
         launcher = f'[[ "$1 $2" != "-m mindspeed_llm.launch" ]] || exec {sys.executable} "$@"\n'
         for name in ("msrun", "python"):
             tool = self.bin / name
-            tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
+            tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
+                            'echo "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')

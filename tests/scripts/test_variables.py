@@ -15,11 +15,11 @@ ENVIRONMENT = {"VIRTUAL_ENV", "PYTHONPATH", "GLOG_v"}   # of Python and MindSpor
 WITH_DEFAULT = re.compile(r"\$\{(\w+):?[-=]")   # ${NAME-...}, ${NAME:-...}
 ASSIGNMENT = re.compile(r"([A-Z_]+)=\$\{\1:?-.*\}\s*(#.*)?")
 # A value that no script has by default, and what shows it in the command line; the value itself if nothing is said.
-VALUES = {"MASTER_PORT": "7654", "NNODES": "3", "NODE_RANK": "2", "NPUS_PER_NODE": "12", "TP": "3", "PP": "6", "CP": "5",
-          "WORKERS": "17", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU"}
+VALUES = {"MASTER_PORT": "7654", "NNODES": "3", "NODE_RANK": "2", "NPUS_PER_NODE": "12", "TP": "3", "PP": "6",
+          "CP": "5", "WORKERS": "17", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU"}
 SHOWN_AS = {"NNODES": "--worker_num 36", "NODE_RANK": "--node_rank 2", "NPUS_PER_NODE": "--local_worker_num 12",
-            "MODEL": "--hidden-size 128", "TP": "parallel-size 3", "PP": "parallel-size 6", "CP": "--context-parallel-size 5",
-            "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None}
+            "MODEL": "--hidden-size 128", "TP": "parallel-size 3", "PP": "parallel-size 6",
+            "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None}
 
 
 def top(script: str) -> list[str]:
@@ -85,15 +85,16 @@ def test_set_up_makes_the_documented_names(tmp_path):
     """`example/...` and `posttrain_gpt.py`, as links that git does not see."""
     root = SCRIPTS.parents[2]
     recorder = Recorder(tmp_path)
-    for name in ("examples", "pretrain_gpt.py", "requirements.txt", "requirements-dev.txt", "mindspeed_llm", "convert_ckpt.py"):
+    for name in ("examples", "mindspeed_llm", "pretrain_gpt.py", "convert_ckpt.py", "requirements.txt",
+                 "requirements-dev.txt"):
         (tmp_path / name).symlink_to(root / name)
     (tmp_path / "tokenizer").rmdir()
-    environment = {"PATH": f"{recorder.bin}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path), "RECORD": str(tmp_path / "record"),
-                   "DEVICE_TARGET": "CPU"}
+    environment = {"PATH": f"{recorder.bin}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path), "DEVICE_TARGET": "CPU",
+                   "RECORD": str(tmp_path / "record")}
 
-    def bash(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["bash", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    for expected in ("installing requirements.txt (a few minutes on a new machine)\n", ""):     # the second time: nothing
+    def bash(script: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    for expected in ("installing requirements.txt (a few minutes on a new machine)\n", ""):     # then nothing
         done = bash("examples/mindspore/glm4/setup_env.sh")
         assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
     assert (tmp_path / "posttrain_gpt.py").resolve() == root / "pretrain_gpt.py"
@@ -110,7 +111,8 @@ def test_pip_is_heard_only_when_it_fails(tmp_path):
         (tmp_path / "checkout" / name).symlink_to(SCRIPTS.parents[2] / name)
 
     def set_up(status: int) -> subprocess.CompletedProcess:
-        (recorder.bin / "python").write_text(f'#!/bin/bash\n[[ "$2" != pip ]] || {{ echo "WARNING: odd" >&2; exit {status}; }}\n')
+        (recorder.bin / "python").write_text(
+            f'#!/bin/bash\n[[ "$2" != pip ]] || {{ echo "WARNING: odd" >&2; exit {status}; }}\n')
         return subprocess.run(["bash", "examples/mindspore/glm4/setup_env.sh"], cwd=tmp_path / "checkout", text=True,
                               env={"PATH": f"{recorder.bin}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)},
                               capture_output=True, timeout=60)

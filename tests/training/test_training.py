@@ -77,8 +77,8 @@ def test_finetune_starts_again(train, tmp_path, capsys):
     train("--load", tmp_path / "first", "--finetune", "--save", tmp_path / "second", "--train-iters", 1)
     output = capsys.readouterr().out
     iterations = (tmp_path / "first" / "latest_checkpointed_iteration.txt").read_text().strip()
-    assert (f"successfully loaded checkpoint from {tmp_path / 'first'} at iteration 0 (weights of iteration {iterations})\n"
-            in output)
+    assert (f"successfully loaded checkpoint from {tmp_path / 'first'} at iteration 0 "
+            f"(weights of iteration {iterations})\n") in output
     assert losses(output)[-1] < losses(output)[0]
 
 

@@ -35,8 +35,8 @@ set_dtype_args() {
     esac
 }
 
-# start_from LOAD_DIR SAVE_DIR [FLAG...]: sets CHECKPOINT_ARGS. A run that has saved before resumes from there; a first run
-# loads LOAD_DIR (nothing, if empty) with FLAGs.
+# start_from LOAD_DIR SAVE_DIR [FLAG...]: sets CHECKPOINT_ARGS. A run that has saved before resumes from there; a first
+# run loads LOAD_DIR (nothing, if empty) with FLAGs.
 start_from() {
     local load=$1 save=$2
     shift 2

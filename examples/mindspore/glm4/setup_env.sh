@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the Python environment: .venv in the checkout (or the active one), the pinned requirements, the compiled kernels; and
-# the names of the MindSpeed-LLM documentation for two places of the checkout, as links that are not under version control.
+# Make the Python environment: .venv in the checkout (or the active one), the pinned requirements, the compiled kernels;
+# and the names that the MindSpeed-LLM documentation has for two places of the checkout, as links outside version control.
 # Silent and instant when everything is there. --dev adds what the tests need.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
