@@ -39,8 +39,9 @@ class Job:
 
     @property
     def log_dir(self) -> Path:
-        """Folder of the ranks' logs."""
-        return self.log_root / self.name
+        """Folder of the ranks' logs; one for every node, which may share the storage."""
+        folder = self.log_root / self.name
+        return folder if self.nnodes == 1 else folder / f"node_{self.node_rank}"
 
 
 def run(job: Job) -> int:
@@ -92,7 +93,7 @@ def _run_process(job: Job, environment: Mapping[str, str]) -> int:
 def _run_ranks(job: Job, environment: Mapping[str, str]) -> int:
     """This node's ranks through msrun, in a session of their own: a signal reaches them through us only."""
     shutil.rmtree(job.log_dir, ignore_errors=True)
-    job.log_dir.mkdir()
+    job.log_dir.mkdir(parents=True)
     print(f"starting {job.world} ranks ({job.ranks_per_node} on this node), logs in {job.log_dir}", flush=True)
     command = ["msrun", "--worker_num", job.world, "--local_worker_num", job.ranks_per_node,
                "--master_addr", job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank,

@@ -28,16 +28,17 @@ def test_rank_0_is_shown_and_every_log_kept(launcher):
 
 def test_only_node_0_shows_a_rank(launcher):
     status, output, _ = launcher.run('say("I am", rank)', *NODES)
-    assert (status, output) == (0, "starting 4 ranks (2 on this node), logs in logs/job\n")
-    assert (launcher.folder / "logs" / "job" / "worker_3.log").read_text() == "I am 3\n"
+    assert (status, output) == (0, "starting 4 ranks (2 on this node), logs in logs/job/node_1\n")
+    assert (launcher.folder / "logs" / "job" / "node_1" / "worker_3.log").read_text() == "I am 3\n"
 
 
 def test_logs_of_an_earlier_run_are_replaced(launcher):
-    old = launcher.folder / "logs" / "job" / "worker_7.log"
-    old.parent.mkdir(parents=True)
-    old.write_text("rank 7: error: old\n")
-    assert launcher.run("sys.exit(3)", *TWO)[0] == 1
-    assert not old.exists()
+    old, other_node = (launcher.folder / "logs" / "job" / f"node_{node}" / "worker_7.log" for node in (1, 0))
+    for log in (old, other_node):
+        log.parent.mkdir(parents=True)
+        log.write_text("rank 7: error: old\n")
+    assert launcher.run("pass", *NODES)[0] == 0
+    assert not old.exists() and other_node.exists()     # on storage that the nodes share
 
 
 def test_environment_of_ranks_on_cpu(launcher):
