@@ -44,21 +44,23 @@ def attend(command: Sequence[str], output: Path, environment: Mapping[str, str],
     _adopt_orphans()
     process = _start(command, output, environment, mask, new_session)
     passed_on, interrupted_at = None, None
-    while process.poll() is None:
-        signalled = signal.sigtimedwait(waited_for, _LOOK_EVERY)
-        look(process.pid)
-        if signalled is None or signalled.si_signo == signal.SIGCHLD:
-            continue
-        number = PASSED_ON[signal.Signals(signalled.si_signo)]
-        passed_on = passed_on or number
-        if number == signal.SIGINT:
-            now = time.monotonic()
-            interrupted_at = interrupted_at or now
-            if now - interrupted_at > _SECOND_INTERRUPT:
-                process.kill()
+    try:
+        while process.poll() is None:
+            signalled = signal.sigtimedwait(waited_for, _LOOK_EVERY)
+            look(process.pid)
+            if signalled is None or signalled.si_signo == signal.SIGCHLD:
                 continue
-        pass_on(process.pid, number, signalled.si_code == _SI_KERNEL)
-    _end_orphans(not_ours)
+            number = PASSED_ON[signal.Signals(signalled.si_signo)]
+            passed_on = passed_on or number
+            if number == signal.SIGINT:
+                now = time.monotonic()
+                interrupted_at = interrupted_at or now
+                if now - interrupted_at > _SECOND_INTERRUPT:
+                    process.kill()
+                    continue
+            pass_on(process.pid, number, signalled.si_code == _SI_KERNEL)
+    finally:    # an error of ours ends the job too; what else the child has started, in every case
+        _end_orphans(not_ours)
     look(process.pid)
     return Supervised(process.returncode if process.returncode >= 0 else 128 - process.returncode, passed_on)
 

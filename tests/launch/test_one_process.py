@@ -117,6 +117,15 @@ def test_processes_of_a_killed_script_are_ended(launcher):
     assert launcher.run(body)[0] == 128 + signal.SIGKILL
 
 
+def test_an_error_of_the_launcher_ends_the_job(launcher):
+    source = ("import os; from pathlib import Path; from mindspeed_llm.launch.supervision import attend\n"
+              "attend(['sleep', '600'], Path('log'), os.environ, print, lambda pid: 1 / 0)")
+    done = subprocess.run([sys.executable, "-c", source], cwd=launcher.folder, env=launcher.environment(), text=True,
+                          capture_output=True, timeout=60)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    assert processes_of(launcher.mark) == {}
+
+
 def test_processes_of_the_calling_script_are_left_alone(launcher):
     """A shell that becomes the launcher may have started something before."""
     command = 'sleep 600 >/dev/null & echo $! >sleeper; exec "$@"'
