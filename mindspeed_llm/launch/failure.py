@@ -20,7 +20,7 @@ _END = 5    # lines
 def report(log_dir: Path, nnodes: int, node_rank: int, ranks_per_node: int, passed_on: signal.Signals | None,
            stream: TextIO) -> None:
     """Tell why the job failed: what was lost, what a signal ended, what the ranks said; the ends of the logs if that is
-    nothing. `passed_on` is the signal, if any, that the launcher gave to the ranks.
+    nothing. `passed_on` is the signal, if any, that the launcher got; the ranks then got a SIGTERM.
     """
     where = f" on node {node_rank}" if nnodes > 1 else ""
     ended = "failed" if passed_on is None else f"was ended by {passed_on.name}"
@@ -49,7 +49,7 @@ def _ended_by_signal(log_dir: Path, nnodes: int, node_rank: int, passed_on: sign
              for rank, process in _PROCESS.findall(line)}
     exits = [match for line in _lines(log_dir / "msrun.log") for match in _EXITED.findall(line)]
     for process, number in exits:
-        if process not in ranks or int(number) == passed_on:
+        if process not in ranks or (passed_on is not None and int(number) == signal.SIGTERM):
             continue
         if nnodes > 1 and int(number) == signal.SIGTERM:    # the engine ends a rank so when others are gone
             if not (others_lost or found):

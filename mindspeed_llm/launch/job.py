@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -121,12 +122,14 @@ def _status_of_ranks(ended: Supervised) -> int:
     return 128 + ended.passed_on if ended.status != 0 and ended.passed_on is not None else ended.status
 
 
-def _pass_on_to_ranks(msrun: int, number: int, _: bool) -> None:
-    """The signal goes to the ranks. msrun then ends with them; ended first, it would leave them without a scheduler,
-    which ranks that save before they end (--exit-signal-handler) still need. Before it has started any, msrun ends.
+def _pass_on_to_ranks(msrun: int, _number: int, _from_terminal: bool) -> None:
+    """The ranks get a SIGTERM. msrun then ends with them; ended first, it would leave them without a scheduler, which
+    ranks that save before they end (--exit-signal-handler) still need. Before it has started any, msrun ends.
+
+    Never SIGINT: MindSpore's communicator in a rank catches it, stops working, and does not tell Python.
     """
     for pid in [child for child in children_of(msrun) if _is_rank(child)] or [msrun]:
-        kill(pid, number)
+        kill(pid, signal.SIGTERM)
 
 
 def _is_rank(pid: int) -> bool:

@@ -22,7 +22,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Supervised:
-    """How a child ended: its status as a shell shows it; the first signal, if any, that was passed on to the job."""
+    """How a child ended: its status as a shell shows it; the first signal, if any, that was passed on to the job.
+
+    The status of a child that a signal ended is that of the one passed on: MindSpore makes a SIGTERM of a SIGINT.
+    """
 
     status: int
     passed_on: signal.Signals | None = None
@@ -62,7 +65,8 @@ def attend(command: Sequence[str], output: Path, environment: Mapping[str, str],
     finally:    # an error of ours ends the job too; what else the child has started, in every case
         _end_orphans(not_ours)
     look(process.pid)
-    return Supervised(process.returncode if process.returncode >= 0 else 128 - process.returncode, passed_on)
+    ended_by = (passed_on or -process.returncode) if process.returncode < 0 else None
+    return Supervised(process.returncode if ended_by is None else 128 + ended_by, passed_on)
 
 
 def children_of(pid: int) -> list[int]:

@@ -66,13 +66,14 @@ def test_killed_rank_ends_the_job(tmp_path, data):
         assert processes_of(mark) == {}
 
 
-@pytest.mark.parametrize(("ranks", "flags", "status"), [
-    (1, [], 128 + signal.SIGTERM), (2, ["--exit-signal-handler", "--save-interval", 10**6], 0)
-], ids=["one process", "ranks that save"])
-def test_terminated_script_leaves_nothing_running(ranks, flags, status, tmp_path, data):
+@pytest.mark.parametrize(("ranks", "number", "flags", "status"), [
+    (1, signal.SIGINT, [], 130), (2, signal.SIGINT, [], 130),
+    (2, signal.SIGTERM, ["--exit-signal-handler", "--save-interval", 10**6], 0)
+], ids=["one process", "ranks", "ranks that save"])
+def test_ended_script_leaves_nothing_running(ranks, number, flags, status, tmp_path, data):
     with pretraining(tmp_path, data, *flags, TP=ranks, PP=1, NPUS_PER_NODE=ranks) as (process, mark):
         wait_for_steps(process)
-        process.terminate()
+        process.send_signal(number)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == status, output[-2000:]
         assert ("successfully saved checkpoint" in output) == bool(flags)

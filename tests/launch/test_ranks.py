@@ -108,7 +108,13 @@ def test_a_signal_ends_the_ranks(launcher, number, name, status):
     assert "killed from outside" not in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_reaches_ranks_as_a_termination(launcher):
+    """MindSpore's communicator would catch a SIGINT, stop working and keep it from Python."""
+    ignores = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    assert launcher.signalled(launcher.start(ignores + WAITS, *TWO), signal.SIGINT, *READY)[0] == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_ranks_may_save_before_they_end(launcher, number):
     status, _, errors = launcher.signalled(launcher.start(SAVES + WAITS, *TWO), number, *READY)
     assert (status, errors) == (0, "")
@@ -123,7 +129,7 @@ def test_what_goes_wrong_after_a_signal_is_told(launcher):
 
 
 def test_deaf_ranks_are_killed_by_a_second_interrupt(launcher):
-    process = launcher.start("signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAITS, *TWO)
+    process = launcher.start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAITS, *TWO)
     launcher.wait_for(*READY)
     process.send_signal(signal.SIGINT)
     time.sleep(1.2)

@@ -52,8 +52,11 @@ def test_errors_are_told_once_and_other_lines_are_not(told):
 
 def test_a_signal_that_was_passed_on_is_no_riddle(told):
     logs = {"msrun.log": EXITED.format(53, 15), "worker_0.log": "rank 0 is process 53\nlast words\n"}
-    assert told(logs, passed_on=signal.SIGTERM) == ["error: the job was ended by SIGTERM; logs in LOGS"]
-    assert len(told(logs, passed_on=signal.SIGINT)) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert told(logs, passed_on=number) == [f"error: the job was ended by {number.name}; logs in LOGS"]
+    logs["msrun.log"] = EXITED.format(53, 9)
+    assert told(logs, passed_on=signal.SIGINT)[1:] == [
+        "rank 0 was ended by signal 9: killed from outside, or out of memory"]
 
 
 def test_ends_of_the_logs_otherwise(told):
