@@ -65,6 +65,8 @@ CONVERT_FLAGS = (
     Flag("--hf-dir", kind.path(), ("convert.hf_dir",), ("convert",),
          "for mg -> hf: the original HF directory (config and tokenizer come from it); with it the output goes to "
          "--save-dir itself", _CONVERT, default="--save-dir"),
+    Flag("--hf-cfg-dir", kind.path(), ("convert.hf_dir",), ("convert",), "MindSpeed-LLM's other name of --hf-dir",
+         _CONVERT, default="--hf-dir"),
     Flag("--params-dtype", kind.choice("fp32", "bf16", "fp16"), ("convert.params_dtype",), ("convert",),
          "dtype that is written", _CONVERT, default="the source's"),
     Flag("--target-tensor-parallel-size", kind.integer(1), ("convert.target_tensor_parallel_size",), ("convert",),

@@ -36,7 +36,8 @@ def notes_on(configs: "Configs") -> list[str]:
     if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
         notes.append("--save-interval is ignored: without --save no checkpoint is written")
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
-        notes.append("--hf-dir is ignored: --load-dir is the Hugging Face directory of an hf -> mg conversion")
+        notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
+                     "conversion")
     return notes
 
 

@@ -39,7 +39,7 @@ def run(configs: Configs) -> None:
         progress = checkpointing.Progress()
     else:
         progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
-        rank.say(f"loaded checkpoint {source.directory} (starting after iteration {progress.iteration})")
+        rank.say(checkpointing.loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
         source.close()
     batches = Batches(configs, state, progress.consumed_samples)
     if progress.iteration >= train.train_iters:

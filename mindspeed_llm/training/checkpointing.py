@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -31,18 +32,31 @@ class Progress:
 def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to start from, or None for random initialisation, and what to say about it.
 
-    Raises UserError for a missing one under --exit-on-missing-checkpoint.
+    Raises UserError for a missing one under --exit-on-missing-checkpoint, or under --finetune, which takes its weights.
     """
     if not config.load:
         return None, ["no --load: starting from random initialisation"]
     found = checkpoint.open_checkpoint(config.load)
     if found is not None:
         return found, []
-    if config.exit_on_missing_checkpoint:
-        raise UserError(f"--load {config.load} holds no checkpoint and --exit-on-missing-checkpoint is given: name the "
-                        "directory with latest_checkpointed_iteration.txt, or leave --load empty to start from random "
-                        "initialisation")
-    return None, [f"WARNING: --load {config.load} holds no checkpoint: starting from random initialisation"]
+    why = "holds no checkpoint" if Path(config.load).is_dir() else "does not exist"
+    name = "name the directory with latest_checkpointed_iteration.txt"
+    for given, flag in ((config.exit_on_missing_checkpoint, "--exit-on-missing-checkpoint"),
+                        (config.finetune, "--finetune")):
+        if given:
+            raise UserError(f"--load {config.load} {why} and {flag} is given: {name}, or leave --load empty to start "
+                            "from random initialisation")
+    return None, [f"WARNING: --load {config.load} {why}: STARTING FROM RANDOM INITIALISATION. If that is not meant, "
+                  f"stop now and {name}"]
+
+
+def loaded_line(load_dir: str, saved: int, start: int) -> str:
+    """The line that tools for Megatron look for: the directory of `--load` and the iteration at which this job starts.
+
+    Where that is not the iteration that was `saved` (weights only, --finetune), the line names both.
+    """
+    line = f"successfully loaded checkpoint from {load_dir} at iteration {start}"
+    return line if start == saved else f"{line} (weights of iteration {saved})"
 
 
 def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) -> None:

@@ -123,6 +123,9 @@ EFFECTS = [
     ("convert", "--load-model-type mg --save-model-type hf --hf-dir h",
      {"convert.load_model_type": "mg", "convert.save_model_type": "hf", "convert.hf_dir": "h",
       "convert.save_dir": "out"}),
+    *[("convert", f"--load-model-type mg --save-model-type hf {flags}",
+       {"convert.hf_dir": "h", "convert.save_dir": "out"})
+      for flags in ("--hf-cfg-dir h", "--hf-dir x --hf-cfg-dir h", "--hf-cfg-dir x --hf-dir h")],
     ("convert", "--load-model-type mg --save-model-type hf",
      {"convert.hf_dir": "out", "convert.save_dir": "out/mg2hf"}),
     ("convert", "--load-model-type hf --save-model-type mg", {"convert.load_model_type": "hf", "convert.hf_dir": None,

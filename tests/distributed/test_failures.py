@@ -66,13 +66,14 @@ def test_killed_rank_ends_the_job(tmp_path, data):
         assert processes_of(mark) == {}
 
 
-@pytest.mark.parametrize(("ranks", "flags", "status"), [
-    (1, [], 128 + signal.SIGTERM), (2, ["--exit-signal-handler", "--save-interval", 10**6], 0)
-], ids=["one process", "ranks that save"])
-def test_terminated_script_leaves_nothing_running(ranks, flags, status, tmp_path, data):
+@pytest.mark.parametrize(("ranks", "number", "flags", "status"), [
+    (1, signal.SIGINT, [], 130), (2, signal.SIGINT, [], 130),
+    (2, signal.SIGTERM, ["--exit-signal-handler", "--save-interval", 10**6], 0)
+], ids=["one process", "ranks", "ranks that save"])
+def test_ended_script_leaves_nothing_running(ranks, number, flags, status, tmp_path, data):
     with pretraining(tmp_path, data, *flags, TP=ranks, PP=1, NPUS_PER_NODE=ranks) as (process, mark):
         wait_for_steps(process)
-        process.terminate()
+        process.send_signal(number)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == status, output[-2000:]
         assert ("successfully saved checkpoint" in output) == bool(flags)
@@ -92,7 +93,7 @@ def test_raising_rank_ends_the_job(rank, place, parallel, tmp_path, data):
                "--num-layers", 4 if parallel == PP2 else 2, "--data-path", data,
                "--tokenizer-name-or-path", tmp_path]
     at = tmp_path / "fault"
-    with started(command, tmp_path, NNODES=1, NODE_RANK=0, NPUS_PER_NODE=2,
+    with started(command, tmp_path, NNODES=1, NODE_RANK=0, NPUS_PER_NODE=2, LOG_ROOT="logs",
                  MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), FAULT_RANK=rank, FAULT=place, FAULT_FILE=at,
                  FAULT_DATA=damaged) as (process, mark):
         output = process.communicate(timeout=90)[0]

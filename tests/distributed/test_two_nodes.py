@@ -93,6 +93,7 @@ def test_two_nodes_train_like_one(nodes, tmp_path):
     output = one.communicate(timeout=200)[0]
     assert one.returncode == 0, output
     assert len(_losses(output)) == 3
+    assert "[INFO] DISTRIBUTED" not in output   # MindSpore's last words, which the log has
     for two_nodes, one_node in zip(_losses(outputs[0]), _losses(output), strict=True):
         for mine, theirs in zip(two_nodes, one_node, strict=True):
             assert float(mine) == pytest.approx(float(theirs), rel=2e-5, abs=1e-3)

@@ -46,6 +46,7 @@ def test_tasks_print_their_blocks(folder, capsys):
                 "B. two", "--max-new-tokens", "6", "--num-beams", "2"))
     out = capsys.readouterr().out
     assert "ranks: 1 = tensor 1 x context 1 x data 1 x pipeline 1\n" in out
+    assert re.search(rf"^successfully loaded checkpoint from {folder / 'checkpoint'} at iteration \d+ \(", out, re.M)
     found = blocks(out)
     assert [title for title, _, _ in found] == ["Greedy Search"] * 2 + ["Do Sample"] * 2 + ["Beam Search"] * 2
     assert [prompt for _, prompt, _ in found] == ["A. one", "B. two"] * 3

@@ -51,7 +51,8 @@ def test_layouts_of_one_model_agree(folder):
 
 def test_tuning_starts_from_the_pretrained_weights(folder):
     log = (folder / "tune 32k.log").read_text()
-    assert f"loaded checkpoint {folder / 'pretrain 8k'}" in log and "(starting after iteration 0)" in log
+    loaded = folder / "pretrain 8k"
+    assert f"successfully loaded checkpoint from {loaded} at iteration 0 (weights of iteration 2)\n" in log
 
 
 def test_noop_layers_are_left_out(folder):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ class Recorder:
     def __init__(self, folder):
         self.folder, self.bin = folder, folder / "bin"
         self.bin.mkdir()
+        launcher = f'[[ "$1 $2" != "-m mindspeed_llm.launch" ]] || exec {sys.executable} "$@"\n'
         for name in ("msrun", "python"):
             tool = self.bin / name
-            tool.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD"\necho "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
+            tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
+                            'echo "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')
@@ -159,6 +162,13 @@ def test_a_rank_ended_by_a_signal_is_named(recorder):
                            SAYS="[ERROR] Worker process 4711 exit with exception. Error code: -9.")
     assert done.returncode == 1
     assert "rank 1 was ended by signal 9: killed from outside, or out of memory" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["pretrain_glm4_9b_4k_ms.sh", "tune_glm4_9b_32k_full_ms.sh"])
+def test_missing_weights_are_an_error_for_tuning_only(recorder, script):
+    checkpoint = recorder.configs(script, CKPT_LOAD_DIR="nowhere")[0].checkpoint
+    assert checkpoint.load == "nowhere" and not checkpoint.exit_on_missing_checkpoint
+    assert checkpoint.finetune == script.startswith("tune")     # with which a missing checkpoint is an error
 
 
 def test_wrong_variable(recorder):

@@ -62,6 +62,7 @@ def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     train("--save", resumed, "--load", resumed)
     output = capsys.readouterr().out
     assert f"successfully saved checkpoint from iteration 2 to {resumed}" in output
+    assert f"successfully loaded checkpoint from {resumed} at iteration 2\n" in output
     first, second = weights(straight), weights(resumed)
     assert first.keys() == second.keys() and len(first) > 10
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -75,7 +76,9 @@ def test_finetune_starts_again(train, tmp_path, capsys):
     train("--save", tmp_path / "first")
     train("--load", tmp_path / "first", "--finetune", "--save", tmp_path / "second", "--train-iters", 1)
     output = capsys.readouterr().out
-    assert "starting after iteration 0" in output
+    iterations = (tmp_path / "first" / "latest_checkpointed_iteration.txt").read_text().strip()
+    assert (f"successfully loaded checkpoint from {tmp_path / 'first'} at iteration 0 "
+            f"(weights of iteration {iterations})\n") in output
     assert losses(output)[-1] < losses(output)[0]
 
 
@@ -128,9 +131,14 @@ def test_nan_stops_with_the_parameters_name(train, monkeypatch):
 
 def test_missing_checkpoint(train, tmp_path, capsys):
     train("--load", tmp_path, "--train-iters", 1)
-    assert f"WARNING: --load {tmp_path} holds no checkpoint" in capsys.readouterr().out
-    with pytest.raises(UserError, match=f"--load {tmp_path} holds no checkpoint.*--exit-on-missing-checkpoint"):
-        train("--load", tmp_path, "--exit-on-missing-checkpoint")
+    train("--load", tmp_path / "none", "--train-iters", 1)
+    output = capsys.readouterr().out
+    for place, why in ((tmp_path, "holds no checkpoint"), (tmp_path / "none", "does not exist")):
+        assert f"WARNING: --load {place} {why}: STARTING FROM RANDOM INITIALISATION" in output
+    assert losses(output)[0] == losses(output)[1]
+    for flag in ("--exit-on-missing-checkpoint", "--finetune"):
+        with pytest.raises(UserError, match=f"--load {tmp_path} holds no checkpoint and {flag}"):
+            train("--load", tmp_path, flag)
 
 
 def test_contradicting_shape(train, tmp_path):

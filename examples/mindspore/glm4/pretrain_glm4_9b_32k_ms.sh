@@ -1,15 +1,28 @@
 #!/usr/bin/env bash
 # Pre-train GLM4-9B with sequences of 32768 tokens: context parallelism, rotary base for long sequences.
 # Edit the variables, or set them: TP=4 CKPT_LOAD_DIR= bash pretrain_glm4_9b_32k_ms.sh --train-iters 100
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+MASTER_PORT=${MASTER_PORT:-6000}
+NNODES=${NNODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+NPUS_PER_NODE=${NPUS_PER_NODE:-8}     # devices; on CPU: processes
 
-CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}    # empty: random initialisation
+CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}  # empty, or not there: random initialisation
 CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/glm4_9b_32k/}
 DATA_PATH=${DATA_PATH:-./dataset/alpaca_text_document}
 TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
 
+MODEL=${MODEL:-glm4-9b}     # a case of model_args.sh
+DTYPE=${DTYPE:-bf16}     # bf16, fp32 or fp16
+TP=${TP:-2}
+PP=${PP:-2}
 CP=${CP:-2}
+SP=${SP:-1}     # sequence parallelism; 0 turns it off
 
+DEVICE_TARGET=${DEVICE_TARGET:-}    # Ascend or CPU; empty: Ascend if the machine has one
+LOG_ROOT=${LOG_ROOT:-logs}
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
 start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR"

@@ -5,8 +5,11 @@
 #
 #     bash examples/mindspore/glm4/quickstart.sh
 #
-# QUICKSTART_DIR   work folder (./quickstart). Running again reuses what is done; delete the folder to start afresh.
-# QUICKSTART_FAST  1: few steps and no accuracy bound, for the tests.
+# Running again reuses what is done; delete the work folder to start afresh.
+QUICKSTART_DIR=${QUICKSTART_DIR:-./quickstart}      # work folder
+QUICKSTART_FAST=${QUICKSTART_FAST:-0}               # 1: few steps and no accuracy bound, for the tests
+MASTER_PORT=${MASTER_PORT:-6010}                    # a free port
+
 set -euo pipefail
 SCRIPTS="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 bash "$SCRIPTS/setup_env.sh"
@@ -15,8 +18,6 @@ export MODEL=glm4-tiny DTYPE=fp32 DEVICE_TARGET=CPU
 source "$SCRIPTS/common.sh"
 source "$SCRIPTS/model_args.sh"
 
-QUICKSTART_DIR=${QUICKSTART_DIR:-./quickstart}
-QUICKSTART_FAST=${QUICKSTART_FAST:-0}
 mkdir -p "$QUICKSTART_DIR/done"
 cd "$QUICKSTART_DIR"
 
@@ -41,8 +42,7 @@ job() {
     mv "done/$name.tmp" "done/$name"
 }
 
-export TOKENIZER_PATH=./model_from_hf HF_DIR=./model_from_hf WORKERS=1 TP=2 PP=2
-export MASTER_PORT=${MASTER_PORT:-6010}
+export TOKENIZER_PATH=./model_from_hf HF_DIR=./model_from_hf WORKERS=1 TP=2 PP=2 MASTER_PORT
 
 LENGTH=256   # the longest sequence of the tiny model
 job make_data python -m mindspeed_llm.tasks.quickstart make-data --save-dir data

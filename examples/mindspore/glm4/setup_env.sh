@@ -1,11 +1,23 @@
 #!/usr/bin/env bash
-# Make the Python environment: .venv in the checkout (or the active one), the pinned requirements, the compiled kernels.
+# Make the Python environment: .venv in the checkout (or the active one), the pinned requirements, the compiled kernels;
+# and the names that the MindSpeed-LLM documentation has for two places of the checkout, as links outside version control.
 # Silent and instant when everything is there. --dev adds what the tests need.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 requirements=requirements.txt
 [[ "${1:-}" != --dev ]] || requirements=requirements-dev.txt
+
+# link NAME PLACE: NAME in the checkout leads to PLACE, unless there is something of that name.
+link() {
+    [[ -e "$REPO_DIR/$1" || -L "$REPO_DIR/$1" ]] || ln -s "$2" "$REPO_DIR/$1" || true
+}
+link example examples
+link posttrain_gpt.py pretrain_gpt.py
+
+on_cpu() {
+    [[ "${DEVICE_TARGET:-}" == CPU ]] || { [[ -z "${DEVICE_TARGET:-}" ]] && ! compgen -G '/dev/davinci[0-9]*' >/dev/null; }
+}
 
 find_python() {
     local candidate
@@ -36,7 +48,12 @@ mark="$VIRTUAL_ENV/.mindspeed_llm-${requirements%.txt}"
 wanted=$(cat "$REPO_DIR"/requirements*.txt | sha256sum)
 if [[ "$(cat "$mark" 2>/dev/null || true)" != "$wanted" ]]; then
     echo "installing $requirements (a few minutes on a new machine)"
-    python -m pip install --quiet --disable-pip-version-check -r "$REPO_DIR/$requirements"
+    # What pip has to say about a machine's own settings is of interest only when it fails.
+    if ! said=$(python -m pip install --disable-pip-version-check -r "$REPO_DIR/$requirements" 2>&1); then
+        echo "$said" >&2
+        echo "error: pip could not install $requirements" >&2
+        exit 1
+    fi
     echo "$wanted" >"$mark"
 fi
 

@@ -1,15 +1,6 @@
-# Sourced: TRAIN_ARGS, what pre-training and tuning have in common, and the variables of both.
+# Sourced: TRAIN_ARGS, what pre-training and tuning have in common.
 set -euo pipefail
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
-MASTER_PORT=${MASTER_PORT:-6000}
-NNODES=${NNODES:-1}
-NODE_RANK=${NODE_RANK:-0}
-NPUS_PER_NODE=${NPUS_PER_NODE:-8}
-
-TP=${TP:-2}
-PP=${PP:-2}
-CP=${CP:-1}
-SP=${SP:-1}     # sequence parallelism; 0 turns it off
+set_dtype_args
 
 TRAIN_ARGS=(
     --tensor-model-parallel-size "$TP"

@@ -1,13 +1,28 @@
 #!/usr/bin/env bash
 # Fine-tune all weights of GLM4-9B on instruction data with sequences of up to 32768 tokens.
 # Edit the variables, or set them: CKPT_LOAD_DIR=./ckpt/glm4_9b_8k/ bash tune_glm4_9b_32k_full_ms.sh --train-iters 100
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+MASTER_PORT=${MASTER_PORT:-6000}
+NNODES=${NNODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+NPUS_PER_NODE=${NPUS_PER_NODE:-8}     # devices; on CPU: processes
 
-CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}    # empty: random initialisation
+CKPT_LOAD_DIR=${CKPT_LOAD_DIR-./model_weights/glm4_mcore/}  # empty: random initialisation
 CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/glm4_9b_32k_tuned/}
 DATA_PATH=${DATA_PATH:-./dataset/alpaca}
 TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
 
+MODEL=${MODEL:-glm4-9b}     # a case of model_args.sh
+DTYPE=${DTYPE:-bf16}     # bf16, fp32 or fp16
+TP=${TP:-2}
+PP=${PP:-2}
+CP=${CP:-1}
+SP=${SP:-1}     # sequence parallelism; 0 turns it off
+
+DEVICE_TARGET=${DEVICE_TARGET:-}    # Ascend or CPU; empty: Ascend if the machine has one
+LOG_ROOT=${LOG_ROOT:-logs}
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
 start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR" --finetune

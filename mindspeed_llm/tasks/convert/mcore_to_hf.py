@@ -36,7 +36,7 @@ def convert(config: ConvertConfig) -> int:
     directory appears under its name only when it is complete.
     """
     check_tag(config.params_dtype, "--params-dtype")
-    with HfDirectory(config.hf_dir, find_layout(config.model_type_hf), "--hf-dir") as original:
+    with HfDirectory(config.hf_dir, find_layout(config.model_type_hf), "--hf-dir (--hf-cfg-dir)") as original:
         checkpoint = open_checkpoint(config.load_dir)
         if checkpoint is None:
             raise FileNotFoundError(f"--load-dir {config.load_dir} holds no checkpoint (no "

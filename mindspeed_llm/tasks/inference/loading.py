@@ -17,7 +17,7 @@ from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.runtime import device
 from mindspeed_llm.training import session
-from mindspeed_llm.training.checkpointing import load_weights
+from mindspeed_llm.training.checkpointing import load_weights, loaded_line
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def load(configs: Configs) -> Loaded:
     model = GPTModel(configs.model, configs.parallel, rank.state, device.dtype(dtype), trainable=False)
     load_weights([model], checkpoint, dtype)
     checkpoint.close()
-    rank.say(f"loaded {checkpoint.directory} in {time.time() - start:.1f} s")
+    rank.say(loaded_line(configs.checkpoint.load, checkpoint.iteration, checkpoint.iteration)
+             + f" ({time.time() - start:.1f} s)")
     return Loaded(configs, rank.state, model, tokenizer)
 
 

@@ -1,0 +1,1 @@
+"""Starting a job and staying with it to its end: `python -m mindspeed_llm.launch`. Runs without the framework."""
