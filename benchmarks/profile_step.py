@@ -5,8 +5,8 @@
 The step is that of benchmarks/train_step.py. Every primitive of the CPU backend is timed from outside; "other" is what
 remains of the step: MindSpore, the tape, Python. Limits: the product of 2048 x 2048 matrices in the step's dtype, and a
 copy of 256 MB by all threads. Products and attention are given as a share of the first; the rest of the kernels move
-memory, and how much each must move is in benchmarks/kernels/kernels.py. MINDSPEED_LLM_ISA=avx2 (or another)
-shows the step on another instruction set than the processor's best.
+memory, and how much each must move is in benchmarks/kernels/kernels.py. --isa avx2 (or another) shows
+the step on another instruction set than the processor's best.
 """
 
 import os

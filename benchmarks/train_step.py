@@ -6,6 +6,9 @@ The peer's environment needs torch and transformers (pip install torch==2.13.0 t
 processes take turns, ours, theirs, ours, ...; medians and their ratio are printed, and the peak of resident memory beyond what
 import took. A step is forward, backward and AdamW (the peer's fused); --forward-only leaves the last two out.
 
+--isa avx2 (or base, avx512, avx512_bf16) shows what both sides do on a processor that has nothing newer: it limits our
+kernels, PyTorch's own, its oneDNN and its MKL. What a side does not know it ignores.
+
 In bf16 the peer keeps parameters, gradients and AdamW's moments in bf16, ours gradients, moments and a master copy of the
 parameters in fp32. --peer-masters gives the peer the same: fp32 parameters and state, bf16 arithmetic by autocast.
 """
@@ -26,6 +29,11 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 BENCH = {"num_layers": 4, "hidden_size": 1024, "ffn_hidden_size": 3424, "num_attention_heads": 8, "num_query_groups": 2,
          "kv_channels": 128, "padded_vocab_size": 8192, "max_position_embeddings": 32768, "add_qkv_bias": True}
+
+
+# What limits both sides to an instruction set: (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS).
+LIMITS = {"base": ("SSE41", "default", "SSE4_2"), "avx2": ("AVX2", "avx2", "AVX2"),
+          "avx512": ("AVX512_CORE", "avx512", "AVX512"), "avx512_bf16": ("AVX512_CORE_BF16", "avx512", "AVX512")}
 
 
 def resident_mb(field: str) -> float:
@@ -64,12 +72,17 @@ def step_options(description: str, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--isa", choices=LIMITS, help="as on a processor with no newer instructions (default: all it has)")
     return parser
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
     """Environment variables of a worker."""
-    return {"OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+    chosen = {"OMP_NUM_THREADS": str(options.threads), "DEVICE_TARGET": "CPU", "GLOG_v": "3"}
+    if options.isa:
+        names = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+        chosen |= {"MINDSPEED_LLM_ISA": options.isa, **dict(zip(names, LIMITS[options.isa]))}
+    return chosen
 
 
 def ours(data, options):
@@ -223,7 +236,8 @@ def main() -> None:
         print(f"{name}: median {medians[name] * 1000:.1f} ms, {tokens / medians[name]:.0f} tokens/s, peak "
               f"{found[-1]['peak_mb']:.0f} MB, first loss {found[0]['loss']:.6f}, last {found[-1]['loss']:.6f}")
     ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(results["ours"][2:], results["peer"][2:])]
-    print(f"{options.dtype} {options.batch} x {options.seq}{' forward' if options.forward_only else ''}: ours is "
+    print(f"{options.isa or 'all instructions'}, {options.dtype} {options.batch} x {options.seq}"
+          f"{' forward' if options.forward_only else ''}: ours is "
           f"{medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs {min(ratios):.2f}-{max(ratios):.2f}), memory "
           f"{results['ours'][-1]['peak_mb'] / results['peer'][-1]['peak_mb']:.2f}x")
 
