@@ -70,11 +70,11 @@ def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
 
 
 def start_exchange(sends, receives, group: Group):
-    """See the package."""
+    """See the package. One batch on the group's own communicator; peers are global ranks, as everywhere in `dist`."""
     kept = [(tensor.contiguous(), group.ranks[member]) for tensor, member in sends]
     buffers = [mint.empty(shape, dtype=dtype) for shape, dtype, _ in receives]
-    operations = [dist.P2POp("isend", tensor, rank, group=WORLD) for tensor, rank in kept]
-    operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=WORLD)
+    operations = [dist.P2POp("isend", tensor, rank, group=group.name) for tensor, rank in kept]
+    operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=group.name)
                    for buffer, (_, _, member) in zip(buffers, receives, strict=True)]
     return kept, buffers, dist.batch_isend_irecv(operations)
 
