@@ -22,7 +22,7 @@ from mindspeed_llm.runtime.collectives import (
 
 def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group,
                            sequence_parallel: bool) -> Tensor:
-    """`x (S, B, K)` (`(S/T, B, K)` with sequence parallelism) -> `(S, B, N/T)`; `weight (N/T, K)`, `bias (N/T)`.
+    """`x (S, ..., K)` (`(S/T, ..., K)` with sequence parallelism) -> `(S, ..., N/T)`; `weight (N/T, K)`, `bias (N/T)`.
 
     Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered
     along the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
@@ -31,7 +31,7 @@ def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group
 
 
 def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
-    """`x (S, B, K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, B, N)` (`(S/T, B, N)` with sequence
+    """`x (S, ..., K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, ..., N)` (`(S/T, ..., N)` with sequence
     parallelism).
     """
     return _RowParallel.apply(x, weight, group, sequence_parallel)
