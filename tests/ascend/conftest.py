@@ -67,7 +67,7 @@ def _embedding(input, weight):
 
 @pytest.fixture
 def npu(monkeypatch):
-    """`calls` made so far, the emulator's `flash` attention, the backend's `api` and `primitives`."""
+    """`calls` made so far, the `emulators` that answer them by name, the emulator's `flash` attention, the backend's `api` and `primitives`."""
     device.setup()
     calls, flash = [], emulator.FlashAttention()
     emulators = {
@@ -81,7 +81,8 @@ def npu(monkeypatch):
     }
     for name, method in (("index_add_", _index_add_), ("zero_", _zero_), ("add_", _add_), ("mul_", _mul_)):
         full = f"Tensor.{name}"
-        monkeypatch.setattr(Tensor, name, recorded(getattr(Tensor, name), full, {full: method}, calls))
+        emulators[full] = method
+        monkeypatch.setattr(Tensor, name, recorded(getattr(Tensor, name), full, emulators, calls))
     for module in (dense, rotary, attention, optimizer):
         for name, real in (("ops", ops), ("mint", mint)):
             if hasattr(module, name):
@@ -93,7 +94,7 @@ def npu(monkeypatch):
               dense._transposed_product, dense._rms_norm_grad, optimizer._adam_weight_decay)
     for function in cached:
         function.cache_clear()
-    yield SimpleNamespace(calls=calls, flash=flash, api=ascend.api(), primitives=ascend.primitives())
+    yield SimpleNamespace(calls=calls, emulators=emulators, flash=flash, api=ascend.api(), primitives=ascend.primitives())
     for function in cached:
         function.cache_clear()
 

@@ -258,7 +258,7 @@ def test_every_call_has_been_checked(npu, draw, rng):
     api.swiglu(q)
     weight = q[0, 0, 0]
     rstd = p.rms_norm_fwd(q, weight, 1e-5)[1]
-    p.rms_norm_bwd(grad, q, weight, rstd, main_grad)
+    p.rms_norm_bwd(grad, q, weight, rstd, main_grad, d_sum=q)
     p.linear_wgrad(grad, q, draw(16, 16))
     p.bias_grad(grad, main_grad)
     p.add_rms_norm_fwd(q, q, weight, 1e-5)

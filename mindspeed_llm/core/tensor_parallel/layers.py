@@ -15,6 +15,7 @@ from mindspeed_llm.runtime.collectives import (
     all_reduce,
     finish,
     reduce_scatter,
+    start_all_gather,
     start_all_reduce,
     start_reduce_scatter,
 )
@@ -53,10 +54,12 @@ class _ColumnParallel(Function):
     @staticmethod
     def backward(ctx, grad):
         (x,), p = ctx.saved_tensors, kernels.primitives()
-        total = all_gather(x, ctx.group) if ctx.sequence_parallel else x
-        # The sum over ranks travels while the weight's gradient is computed.
+        # The input travels while its gradient is computed, which does not need it, and the gradient's sum over ranks while
+        # the weight's gradient is computed.
+        gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel else (x, None)
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
         summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)
+        total = finish(gathering)
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, total, *target))
         if ctx.bias is not None:
             accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))

@@ -11,10 +11,8 @@ from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 from mindspore.ops.auto_generate import MatMul, RmsNormGrad
 
-from mindspeed_llm.kernels.reference.dense import add
-
 PRIMITIVES = ("linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "embedding_fwd", "embedding_wgrad",
-              "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "accumulate")
+              "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "accumulate", "add")
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,6 +70,11 @@ def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_gra
     d_x, d_weight = _rms_norm_grad()(grad, x, rstd, weight)
     _put(main_grad, d_weight, accumulate)
     return d_x if d_sum is None else add(d_x, d_sum)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """`x + y`: the residual connection."""
+    return mint.add(x, y)
 
 
 def accumulate(target: Tensor, source: Tensor) -> None:
