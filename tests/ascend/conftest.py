@@ -67,7 +67,9 @@ def _embedding(input, weight):
 
 @pytest.fixture
 def npu(monkeypatch):
-    """`calls` made so far, the `emulators` that answer them by name, the emulator's `flash` attention, the backend's `api` and `primitives`."""
+    """`calls` made so far, the `emulators` that answer them by name, the emulator's `flash` attention, the backend's
+    `api` and `primitives`.
+    """
     device.setup()
     calls, flash = [], emulator.FlashAttention()
     emulators = {
@@ -94,7 +96,8 @@ def npu(monkeypatch):
               dense._transposed_product, dense._rms_norm_grad, optimizer._adam_weight_decay)
     for function in cached:
         function.cache_clear()
-    yield SimpleNamespace(calls=calls, emulators=emulators, flash=flash, api=ascend.api(), primitives=ascend.primitives())
+    yield SimpleNamespace(calls=calls, emulators=emulators, flash=flash, api=ascend.api(),
+                          primitives=ascend.primitives())
     for function in cached:
         function.cache_clear()
 

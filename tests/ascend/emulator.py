@@ -1,8 +1,9 @@
 """The Ascend operators as documented, in numpy: what they compute, and what they refuse.
 
 Sources: the docstrings of MindSpore 2.10 (ops.rms_norm, RmsNormGrad, ops.add_rms_norm, ops.swiglu, mint.addcmul,
-ops.flash_attention_score, FlashAttentionScore) and CANN's descriptions of aclnnFlashAttentionScore and its gradient. Where a document forbids something, or documents disagree, the emulator raises or answers
-NaN, so that code which relies on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
+ops.flash_attention_score, FlashAttentionScore) and CANN's descriptions of aclnnFlashAttentionScore and its gradient.
+Where a document forbids something, or documents disagree, the emulator raises or answers NaN, so that code which relies
+on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
 """
 
 import mindspore as ms

@@ -1,12 +1,12 @@
-"""Point-to-point messages on Ascend, played through on streams: what `mint.distributed.batch_isend_irecv` was asked for on
-every rank, under the rules of HCCL.
+"""Point-to-point messages on Ascend, played through on streams: what `mint.distributed.batch_isend_irecv` was asked for
+on every rank, under the rules of HCCL.
 
 Rules: the host runs ahead; a rank's compute stream works through what the host gave it in order. A batch is put on the
 stream of its communicator, where one batch runs at a time, in order, and starts when the compute stream has reached the
-place where it was posted. Sends are a rendezvous without a buffer: a message passes when the batch of its sender and the
-batch of its receiver both run; messages of one batch do not wait for each other. `CommHandle.wait` holds up the compute
-stream until the batch has ended. A batch may name a peer once as a receiver and once as a sender (HcclBatchSendRecv:
-"The task list must not contain duplicate sending or receiving tasks pointed to the same rank").
+place where it was posted. Sends are a rendezvous without a buffer: a message passes when the batch of its sender and
+the batch of its receiver both run; messages of one batch do not wait for each other. `CommHandle.wait` holds up the
+compute stream until the batch has ended. A batch may name a peer once as a receiver and once as a sender, by the
+constraints of HcclBatchSendRecv in CANN's documentation.
 
 `Recording` takes the calls of one rank, one rank after the other: what a schedule posts must not depend on values.
 `play` then runs all ranks against each other.
@@ -50,6 +50,10 @@ class Batch:
         """All messages have passed."""
         return len(self.passed) == len(self.messages)
 
+    def ends(self) -> list[tuple[str, int]]:
+        """(send or recv, peer) of every message."""
+        return [("send" if message.is_send else "recv", message.peer) for message in self.messages]
+
 
 class Recording:
     """The program of one rank: ("compute", units), ("post", batch) and ("wait", batch) in order."""
@@ -86,8 +90,8 @@ class Recording:
 
 
 def play(recordings: list[Recording], latency: float = 0.0) -> tuple[float, dict[int, object]]:
-    """Run all ranks; a message takes `latency`. Returns the time at which the last rank ends, and for every tensor received
-    into, by `id`, the tensor that was sent. Raises Deadlock, or Refused when the two ends of a message differ.
+    """Run all ranks; a message takes `latency`. Returns the time at which the last rank ends, and for every tensor
+    received into, by `id`, the tensor that was sent. Raises Deadlock, or Refused when the two ends of a message differ.
     """
     ranks = {recording.rank: SimpleNamespace(todo=list(reversed(recording.program)), time=0.0)
              for recording in recordings}
@@ -157,8 +161,8 @@ def play(recordings: list[Recording], latency: float = 0.0) -> tuple[float, dict
             break
     stuck = [batch for queue in queues.values() for batch in queue[:1]]
     if stuck or any(state.todo for state in ranks.values()):
-        raise Deadlock("; ".join(f"rank {batch.rank} in {[(m.is_send and 'send' or 'recv', m.peer) for m in batch.messages]}"
-                                 for batch in stuck) or "a rank waits for a batch that was never posted")
+        raise Deadlock("; ".join(f"rank {batch.rank} in {batch.ends()}" for batch in stuck)
+                       or "a rank waits for a batch that was never posted")
     return max(state.time for state in ranks.values()), delivered
 
 

@@ -98,7 +98,8 @@ def test_products_run_in_the_dtype_of_the_tensors(npu, draw):
     npu.primitives.linear_fwd(x, weight, None)
     npu.primitives.linear_dgrad(grad, weight)
     npu.primitives.linear_wgrad(grad, x, draw(5, 4))
-    products = [arguments for name, arguments in npu.calls if name in ("mint.matmul", "MatMul", "mint.nn.functional.linear")]
+    products = [arguments for name, arguments in npu.calls
+                if name in ("mint.matmul", "MatMul", "mint.nn.functional.linear")]
     assert len(products) == 3
     assert all(value.dtype == ms.bfloat16
                for arguments in products for value in arguments.values() if value is not None)
@@ -266,7 +267,8 @@ def test_every_call_has_been_checked(npu, draw, rng):
     p.embedding_fwd(p.linear_fwd(q, q[0, 0], None)[0, 0], Tensor([1, 0], ms.int32), 0)
     p.adamw(main_grad, main_grad, *(draw(16) for _ in range(3)), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8,
             weight_decay=0.1, step=1, grad_scale=1.0)
-    roots = {"ops", "mint", "RmsNormGrad", "MatMul", "AdamWeightDecay", "FlashAttentionScore", "FlashAttentionScoreGrad"}
+    roots = {"ops", "mint", "RmsNormGrad", "MatMul", "AdamWeightDecay", "FlashAttentionScore",
+             "FlashAttentionScoreGrad"}
     written = set().union(*(called_names(Path(module.__file__), roots)
                             for module in (package, dense, rotary, attention, optimizer)))
     assert written and written <= names(npu.calls), written - names(npu.calls)

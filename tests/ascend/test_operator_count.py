@@ -1,5 +1,5 @@
-"""How many operators the host calls for a layer and a micro-batch, forward and backward: what bounds an NPU's speed when its
-own work is short.
+"""How many operators the host calls for a layer and a micro-batch, forward and backward: what bounds an NPU's speed
+when its own work is short.
 
 Counted are the calls that the project's Python code makes: functions of `mint`, `ops` and `dist`, operator classes, and
 methods and operators of tensors. What MindSpore calls by itself, differentiating an operator, costs no Python.
@@ -38,8 +38,8 @@ LENGTH = 16
 PACKAGE = Path(mindspeed_llm.__file__).parent
 # Questions about a tensor, not operators on it.
 QUESTIONS = {"is_contiguous", "requires_grad_", "asnumpy", "dim", "size", "numel", "element_size", "data_ptr"}
-OPERATORS = [f"__{name}__" for name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "ge", "gt",
-                                        "le", "lt", "eq", "getitem", "setitem", "matmul", "pow")]
+OPERATORS = [f"__{name}__" for name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "ge",
+                                        "gt", "le", "lt", "eq", "getitem", "setitem", "matmul", "pow")]
 
 
 def ours(frame):

@@ -1,8 +1,8 @@
 """Every pipeline schedule and ring attention on HCCL: no deadlock, no batch that HCCL refuses, no communicator but the
 group's own, nothing used before it has arrived, and no time lost to a wait.
 
-The project's own code runs, one rank after the other, over its HCCL engine, whose batches `streams` records and then plays
-through. In the pipelines, stand-ins take the places of tensors and of the tape.
+The project's own code runs, one rank after the other, over its HCCL engine, whose batches `streams` records and then
+plays through. In the pipelines, stand-ins take the places of tensors and of the tape.
 """
 
 from dataclasses import dataclass
@@ -168,8 +168,9 @@ def test_ring(size, packed, monkeypatch):
 
 def ask(recording, *messages):
     """Post (op, peer) or (op, peer, shape) in one batch; returns its handle."""
-    return recording.batch_isend_irecv([
-        SimpleNamespace(op=op, peer=peer, group="g", tensor=Thing(*shape or ((1,),))) for op, peer, *shape in messages])[0]
+    named = [SimpleNamespace(op=op, peer=peer, group="g", tensor=Thing(*shape or ((1,),)))
+             for op, peer, *shape in messages]
+    return recording.batch_isend_irecv(named)[0]
 
 
 def test_two_lone_sends_to_each_other_are_a_deadlock():

@@ -26,7 +26,8 @@ def test_backward_of_a_column_parallel_layer(monkeypatch, sequence_parallel, exp
         return lambda tensor, group: note(f"start {event}", (result(tensor), SimpleNamespace(
             wait=lambda: seen.append(f"end {event}"))))
 
-    x, weight, grad = (Tensor(np.ones(shape, np.float32)) for shape in ((2, 3), (5, 3), (4 if sequence_parallel else 2, 5)))
+    shapes = (2, 3), (5, 3), (4 if sequence_parallel else 2, 5)
+    x, weight, grad = (Tensor(np.ones(shape, np.float32)) for shape in shapes)
     weight.main_grad = Tensor(np.zeros((5, 3), np.float32))
     monkeypatch.setattr(layers, "all_gather", lambda tensor, group: tensor.tile((2, 1)))
     monkeypatch.setattr(layers, "start_all_gather", start("gather", lambda tensor: tensor.tile((2, 1))))

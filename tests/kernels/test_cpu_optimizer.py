@@ -50,7 +50,8 @@ def test_adamw_keeps_a_separate_fp32_parameter_in_step(cpu):
 def test_sum_squares(cpu, n):
     x, x64 = random(np.random.default_rng(n), (n,))
     words = cpu.sum_squares([x, x]).asnumpy()
-    assert words.dtype == np.float32 and words.astype(np.float64).sum() == pytest.approx(2 * (x64 ** 2).sum(), rel=1e-12)
+    assert words.dtype == np.float32
+    assert words.astype(np.float64).sum() == pytest.approx(2 * (x64 ** 2).sum(), rel=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

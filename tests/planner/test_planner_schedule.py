@@ -16,7 +16,8 @@ def test_in_flight_of_1f1b(stages, microbatches, expected):
     assert [most_in_flight(rank, stages, 1, microbatches) for rank in range(stages)] == expected
 
 
-@pytest.mark.parametrize("stages, chunks, microbatches", [(4, 1, 6), (2, 2, 4), (4, 2, 8), (4, 3, 6), (3, 2, 7), (2, 4, 1)])
+@pytest.mark.parametrize("stages, chunks, microbatches", [
+    (4, 1, 6), (2, 2, 4), (4, 2, 8), (4, 3, 6), (3, 2, 7), (2, 4, 1)])
 def test_order_is_that_of_the_schedule(stages, chunks, microbatches):
     from mindspeed_llm.core.pipeline_parallel.order import order_of_tasks
     for rank in range(stages):

@@ -91,7 +91,7 @@ class _RingAttention(Function):
         for step in range(group.size):
             last = step == group.size - 1
             # The keys of the next step, and the gradients that the previous rank has finished for this step's keys,
-            # travel while this step's blocks are computed: one batch each, as HCCL takes one tensor per peer in a batch.
+            # travel while this step's blocks are computed; one batch each: HCCL takes one tensor per peer in a batch.
             moving = None if last else _start_shift(visiting, group)
             d_moving = None if d_visiting is None else _start_shift(d_visiting, group)
             d_k, d_v = [None, None], [None, None]

@@ -29,8 +29,8 @@ class Mail:
         self._made[task] = result
 
     def post(self, clock: float) -> None:
-        """Post the rounds before `clock`. Rounds that are long over are ended, so that what they sent is freed also on a
-        rank that takes nothing.
+        """Post the rounds before `clock`. Rounds that are long over are ended, so that what they sent is freed also on
+        a rank that takes nothing.
         """
         while self._to_post and self._to_post[0].clock < clock:
             this = self._to_post.popleft()

@@ -4,15 +4,15 @@ Method: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU 
 section 2.2: one forward, one backward (1F1B), and its interleaved form, where every rank holds several model chunks, so
 that the bubble shrinks by their number. Chunk c of rank p is stage c * P + p of P * V.
 
-Everything follows from the sizes alone, so that every rank knows what all others do. `rounds` plays all orders through on
-one clock and lets a result travel in the round in which it is made. Both ends of a message see it in the same round, and
-a round needs nothing but earlier rounds: so no rank waits for ever, even where a send ends only when its receive has been
-posted and messages of a rank pass one batch after the other. A rank makes at most one result at a time, so that no round
-has two messages from one rank to another.
+Everything follows from the sizes alone, so that every rank knows what all others do. `plans` plays all orders through
+on one clock and lets a result travel in the round in which it is made. Both ends of a message see it in the same round,
+and a round needs nothing but earlier rounds: so no rank waits for ever, even where a send ends only when its receive
+has been posted and messages of a rank pass one batch after the other. A rank makes at most one result at a time, so
+that no round has two messages from one rank to another.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 _FORWARD, _BACKWARD = 1, 2  # clock ticks that a pass takes
 TICKS = _FORWARD + _BACKWARD
@@ -72,8 +72,8 @@ def order_of_tasks(rank: int, ranks: int, chunks: int, microbatches: int) -> lis
                 for numbers in entering for chunk in range(chunks) for number in numbers]
     backwards = [Task(False, chunk * ranks + rank, number)
                  for numbers in entering for chunk in reversed(range(chunks)) for number in numbers]
-    # With several chunks twice the distance to the last rank, as after a chunk's forward its gradient comes back through
-    # all of them; with one, at most the distance plus one micro-batches are in flight.
+    # With several chunks twice the distance to the last rank, as after a chunk's forward its gradient comes back
+    # through all of them; with one, at most the distance plus one micro-batches are in flight.
     distance = ranks - rank - 1
     warmup = min(distance if chunks == 1 else distance * 2 + (chunks - 1) * ranks, len(forwards))
     tasks = forwards[:warmup]
@@ -83,7 +83,7 @@ def order_of_tasks(rank: int, ranks: int, chunks: int, microbatches: int) -> lis
     return [task for task in tasks if task.microbatch < microbatches]
 
 
-@cache
+@lru_cache(maxsize=32)
 def plans(ranks: int, chunks: int, microbatches: int, training: bool) -> tuple[Plan, ...]:
     """The plan of every rank; without `training` its forward passes only."""
     stages = ranks * chunks

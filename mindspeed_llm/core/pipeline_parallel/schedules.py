@@ -1,5 +1,5 @@
-"""Running a pipeline's tasks: micro-batches go forward and backward through the stages in the order of `order.py`, their
-results through `mail.py`.
+"""Running a pipeline's tasks: micro-batches go forward and backward through the stages in the order of `order.py`,
+their results through `mail.py`.
 """
 
 from mindspore import Tensor
@@ -15,8 +15,8 @@ def forward_backward(programs: list[StageProgram], microbatches: int, pp: Group,
     """Run all micro-batches forward and backward. Gradients accumulate in the parameters.
 
     One program per chunk of the rank: 1F1B for one, the interleaved schedule for several. `loss_grad` (scalar fp32)
-    starts every backward pass: it carries the loss scale. Returns the last stage's losses (empty elsewhere), detached, in
-    micro-batch order.
+    starts every backward pass: it carries the loss scale. Returns the last stage's losses (empty elsewhere), detached,
+    in micro-batch order.
     """
     last = pp.size * len(programs) - 1
     in_flight: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}

@@ -54,8 +54,8 @@ class _ColumnParallel(Function):
     @staticmethod
     def backward(ctx, grad):
         (x,), p = ctx.saved_tensors, kernels.primitives()
-        # The input travels while its gradient is computed, which does not need it, and the gradient's sum over ranks while
-        # the weight's gradient is computed.
+        # The input travels while its gradient is computed, which does not need it, and the gradient's sum over ranks
+        # while the weight's gradient is computed.
         gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel else (x, None)
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
         summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)

@@ -1,8 +1,8 @@
 """One transformer layer of GLM4: attention and MLP with their norms and residuals.
 
 Shapes: S sequence (S/T between parallel layers under sequence parallelism), B batch, H hidden, N heads, G query groups,
-D head width; N and G are this rank's. Inside a layer activations are rows, `(S * B, ...)`, except in attention: products
-want two axes, and turning them into two is a call of its own for every operand.
+D head width; N and G are this rank's. Inside a layer activations are rows, `(S * B, ...)`, except in attention:
+products want two axes, and turning them into two is a call of its own for every operand.
 """
 
 from collections.abc import Callable

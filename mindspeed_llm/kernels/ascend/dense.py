@@ -83,7 +83,9 @@ def accumulate(target: Tensor, source: Tensor) -> None:
 
 
 def _put(target: Tensor, source: Tensor, accumulate: bool) -> None:
-    """`target` fp32 += `source` of any floating dtype, or = without `accumulate`: one operator, no fp32 copy of `source`."""
+    """`target` fp32 += `source` of any floating dtype, or = without `accumulate`: one operator, no fp32 copy of
+    `source`.
+    """
     if accumulate:
         target.add_(source)
     else:

@@ -11,9 +11,9 @@ PRIMITIVES = ("adamw", "scale")
 
 def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, beta1: float,
           beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float) -> None:
-    """One operator for moments and weights. `AdamWeightDecay` is documented without the correction of the moments' bias,
-    which rate, epsilon and decay can carry: lr' m / (sqrt(v) + eps') with lr' = lr c / (1 - beta1^t), eps' = eps c,
-    c = sqrt(1 - beta2^t), and a decay of lr / lr' times the asked for one.
+    """One operator for moments and weights. `AdamWeightDecay` is documented without the correction of the moments'
+    bias, which rate, epsilon and decay can carry: lr' m / (sqrt(v) + eps') with lr' = lr c / (1 - beta1^t), eps' = eps
+    c, c = sqrt(1 - beta2^t), and a decay of lr / lr' times the asked for one.
     """
     correction = math.sqrt(1 - beta2**step)
     rate = lr * correction / (1 - beta1**step)

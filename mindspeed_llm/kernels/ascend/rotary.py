@@ -2,8 +2,9 @@
 
 MindSpore's fused operator for interleaved pairs, `rotary_position_embedding`, is deprecated and CANN refuses it for
 decoding shapes (B * N > 8 S); the documented successor `apply_rotary_pos_emb_` rotates halves. Here a product with a
-constant matrix of 0, 1 and -1 turns every pair by a right angle, exactly and at the cube unit's speed, and two elementwise
-operators with tables of the whole head width do the rest: dimensions that are not rotated have cosine 1 and sine 0.
+constant matrix of 0, 1 and -1 turns every pair by a right angle, exactly and at the cube unit's speed, and two
+elementwise operators with tables of the whole head width do the rest: dimensions that are not rotated have cosine 1 and
+sine 0.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
 
 def qkv_rope_fwd(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group: int,
                  head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.qkv_rope_fwd`. The results share no memory with `qkv`, which would be kept for backward with them."""
+    """See `reference.qkv_rope_fwd`. The results share no memory with `qkv`, which would be kept for backward with them.
+    """
     seq, batch = qkv.shape[:2]
     grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
     # The value heads turn with the others: their part of the work is less than another call to leave them out.

@@ -23,8 +23,8 @@ def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_
 
 
 def sum_squares(tensors: list[Tensor]) -> Tensor:
-    """Sum of squares of all elements of fp32 tensors, still on the device: fp32 `(words)` that add up to it in fp64, as many
-    words on every rank; NaN and infinity carry over.
+    """Sum of squares of all elements of fp32 tensors, still on the device: fp32 `(words)` that add up to it in fp64, as
+    many words on every rank; NaN and infinity carry over.
     """
     sums = [mint.square(x).sum() for x in tensors]
     return ops.stack(sums).sum().reshape(1) if sums else mint.zeros((1,), dtype=mstype.float32)
