@@ -15,11 +15,11 @@ from mindspore import Tensor
 from streams import Deadlock, Recording, Refused, play
 
 from mindspeed_llm import kernels
-from mindspeed_llm.core.context_parallel.ring import ring_attention
+from mindspeed_llm.core.context_parallel.ring import _start_shift, ring_attention
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
 from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import autograd, collectives, device
-from mindspeed_llm.runtime.collectives import Group, hccl
+from mindspeed_llm.runtime.collectives import Group, finish_exchange, hccl
 
 FORWARD, BACKWARD = 1.0, 2.0
 
@@ -39,11 +39,14 @@ class Thing:
 
 
 class Pipeline:
-    """All ranks of a pipeline, played one after the other. Global ranks are spread out: place r is rank 3 r + 1."""
+    """All ranks of a pipeline, played one after the other. Global ranks are spread out: place r is rank 3 r + `offset`.
 
-    def __init__(self, ranks, chunks, microbatches, monkeypatch):
+    `inside(rank)` is called in every pass of the rank at this place: what else it does there.
+    """
+
+    def __init__(self, ranks, chunks, microbatches, monkeypatch, offset=1, inside=lambda rank: None):
         self.ranks, self.chunks, self.microbatches, self.last = ranks, chunks, microbatches, ranks * chunks - 1
-        self.members = tuple(3 * rank + 1 for rank in range(ranks))
+        self.members, self.inside = tuple(3 * rank + offset for rank in range(ranks)), inside
         self.recordings, self.done, self.expected, self.leaves = [], [], [], {}
         self._monkeypatch = monkeypatch
         monkeypatch.setitem(collectives._state, "engine", hccl)
@@ -52,8 +55,8 @@ class Pipeline:
         monkeypatch.setattr(autograd, "grad_of", lambda leaf: leaf.grad)
         monkeypatch.setattr(autograd, "backward", lambda outputs, grads: self._backward(*outputs, *grads))
 
-    def run(self, body):
-        """`body(programs, group)` on every rank; then all of them against each other. Returns the time of the last."""
+    def record(self, body):
+        """`body(programs, group)` on every rank."""
         for rank in range(self.ranks):
             recording = _record(Recording(self.members[rank]), self._monkeypatch)
             self.recordings.append(recording)
@@ -62,11 +65,20 @@ class Pipeline:
             assert [loss.what[2] for loss in losses] == (list(range(self.microbatches)) if rank == self.ranks - 1
                                                          else [])
             assert all(batch.waited for batch in recording.batches), "a handle was dropped"
-            assert {batch.communicator for batch in recording.batches} <= {"pp"}, "not the group's own communicator"
+
+    def run(self, body):
+        """`record`, then all ranks against each other. Returns the time of the last."""
+        self.record(body)
+        communicators = {batch.communicator for recording in self.recordings for batch in recording.batches}
+        assert communicators == {"pp"}, "not the group's own communicator"
         time, delivered = play(self.recordings)
+        self.check(delivered)
+        return time
+
+    def check(self, delivered):
+        """Every task worked on what it was meant for."""
         for thing, expected in self.expected:
             assert delivered[id(thing)].what == expected
-        return time
 
     def _program(self, stage):
         def forward(number, received):
@@ -74,6 +86,7 @@ class Pipeline:
                 self._arrived(received.source or received, ("activation", stage - 1, number))
                 self.leaves[stage, number] = received
             self.recordings[-1].compute(FORWARD)
+            self.inside(stage % self.ranks)
             self.done.append((True, stage, number))
             return Thing(() if stage == self.last else _shape(number), what=("activation", stage, number))
         return StageProgram(forward, _shape, ms.bfloat16)
@@ -83,6 +96,7 @@ class Pipeline:
         if stage < self.last:
             self._arrived(grad, ("gradient", stage + 1, number))
         self.recordings[-1].compute(BACKWARD)
+        self.inside(stage % self.ranks)
         self.done.append((False, stage, number))
         if stage:
             self.leaves[stage, number].grad = Thing(_shape(number), what=("gradient", stage, number))
@@ -164,6 +178,23 @@ def test_ring(size, packed, monkeypatch):
         assert len(batches) == 2 * (size - 1) + size
         assert all(batch.waited for batch in batches) and {batch.communicator for batch in batches} == {"cp"}
     play(recordings)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_rings_inside_pipelines(chunks, monkeypatch):
+    """Three pipelines of four, whose ranks of one stage form rings: two communicators on every rank."""
+    pipelines = []
+    for place in range(3):
+        def turn(rank, place=place):
+            ring = Group(f"cp{rank}", tuple(3 * rank + member for member in range(3)), place)
+            for _ in range(2):
+                finish_exchange(_start_shift(Thing((4, 4)), ring))
+        pipelines.append(Pipeline(4, chunks, 6, monkeypatch, place, turn))
+        pipelines[-1].record(lambda programs, pp: forward_backward(programs, 6, pp, Thing(())))
+    time, delivered = play([recording for pipeline in pipelines for recording in pipeline.recordings], latency=0.1)
+    for pipeline in pipelines:
+        pipeline.check(delivered)
+    assert time > (FORWARD + BACKWARD) * (6 * chunks + 3)
 
 
 def ask(recording, *messages):
