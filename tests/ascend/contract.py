@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 # Documented without a list of platforms, or on a web page only.
-UNLISTED = {"ms.set_device", "ms.set_seed"}
+UNLISTED = {"ms.set_device", "ms.set_seed", "Tensor.add_"}
 
 
 class Recorder:
@@ -31,11 +31,23 @@ class Recorder:
 def recorded(real, name, emulators, calls):
     """A function that binds, notes and answers calls of `real`."""
     def call(*args, **kwargs):
-        bound = inspect.signature(real).bind(*args, **kwargs)
+        bound = signature(real).bind(*args, **kwargs)
         assert name in UNLISTED or "``Ascend``" in platforms(real), f"{name} is not documented for Ascend"
         calls.append((name, dict(bound.arguments)))
         return emulators.get(name, real)(*args, **kwargs)
     return call
+
+
+def signature(real):
+    """That of a function; a method of MindSpore's C++ tensor has none, its documentation begins with it instead."""
+    try:
+        return inspect.signature(real)
+    except ValueError:
+        written = real.__doc__.strip().splitlines()[0].partition(" ->")[0]
+        arguments = written[written.index("("):].replace("(", "(self, ", 1)
+        scope = {}
+        exec(f"def documented{arguments}: pass", scope)
+        return inspect.signature(scope["documented"])
 
 
 def recorded_primitive(real, name, emulators, calls):

@@ -1,9 +1,9 @@
 """The Ascend operators as documented, in numpy: what they compute, and what they refuse.
 
-Sources: the docstrings of MindSpore 2.10 (ops.rms_norm, RmsNormGrad, ops.swiglu, ops.rotary_position_embedding,
-ops.flash_attention_score, FlashAttentionScore) and CANN's descriptions of aclnnFlashAttentionScore, its gradient and
-aclnnRotaryPositionEmbedding. Where a document forbids something, or documents disagree, the emulator raises or answers
-NaN, so that code which relies on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
+Sources: the docstrings of MindSpore 2.10 (ops.rms_norm, RmsNormGrad, ops.add_rms_norm, ops.swiglu, mint.addcmul,
+ops.flash_attention_score, FlashAttentionScore) and CANN's descriptions of aclnnFlashAttentionScore and its gradient.
+Where a document forbids something, or documents disagree, the emulator raises or answers NaN, so that code which relies
+on it fails. Arithmetic is in float64, results are rounded to the documented dtype.
 """
 
 import mindspore as ms
@@ -57,27 +57,16 @@ def swiglu(input, dim=-1):
     return tensor(a / (1 + np.exp(-a)) * b, input.dtype)
 
 
-def rotary_position_embedding(x, cos, sin, mode=0):
-    require(x.ndim == 4 and x.dtype in FLOATS, TypeError, "rotary: x")
-    require(cos.dtype == x.dtype and sin.dtype == x.dtype, TypeError, "rotary: cos and sin have the dtype of x")
-    require(mode in (0, 1) and isinstance(mode, int), TypeError, f"rotary: mode {mode}")
-    require(x.shape[3] % 2 == 0 and x.shape[3] < 896, ValueError, "rotary: D is even and below 896")
-    require(cos.shape == sin.shape and cos.shape[3] == x.shape[3], ValueError, f"rotary: cos {cos.shape} for {x.shape}")
-    # Mode 1 takes one table for the whole batch and all heads: 11SD for BNSD, 1S1D for BSND, S11D for SBND.
-    sequence = [axis for axis in range(3) if cos.shape[axis] != 1]
-    require(len(sequence) <= 1 and all(cos.shape[axis] == x.shape[axis] for axis in sequence), ValueError,
-            f"rotary: cos {cos.shape} for {x.shape}")
-    rest = np.prod(x.shape[:3]) // (x.shape[sequence[0]] if sequence else 1)
-    require(rest < 1000, ValueError, "rotary: B * N below 1000")
-    largest = max(np.abs(array(table)).max(initial=0) for table in (cos, sin))
-    require(largest <= 1, ValueError, "rotary: cos and sin lie in [-1, 1]")
-    values = array(x)
-    if mode == 0:
-        half = x.shape[3] // 2
-        turned = np.concatenate((-values[..., half:], values[..., :half]), axis=-1)
-    else:
-        turned = np.stack((-values[..., 1::2], values[..., 0::2]), axis=-1).reshape(values.shape)
-    return tensor(values * array(cos) + turned * array(sin), x.dtype)
+def add_rms_norm(x1, x2, gamma, epsilon=1e-6):
+    require(x1.dtype == x2.dtype and x1.shape == x2.shape, RuntimeError, "add_rms_norm: x1 and x2 differ")
+    total = tensor(array(x1) + array(x2), x1.dtype)
+    normed, rstd = rms_norm(total, gamma, epsilon)
+    return normed, rstd, total
+
+
+def addcmul(input, tensor1, tensor2, *, value=1):
+    require(input.dtype == tensor1.dtype == tensor2.dtype and value == 1, TypeError, "addcmul: dtypes")
+    return tensor(array(input) + array(tensor1) * array(tensor2), input.dtype)
 
 
 class FlashAttention:

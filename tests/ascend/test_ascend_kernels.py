@@ -1,6 +1,6 @@
 """The Ascend kernels against the reference: forward everywhere, backward where the project calls gradient operators.
 
-The gradients that MindSpore itself computes of rotary, SwiGLU and flash attention need an NPU and are not tested.
+The gradients that MindSpore itself computes of SwiGLU and flash attention need an NPU and are not tested.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from contract import called_names, names
-from mindspore import Tensor
+from mindspore import Tensor, mint
 
 import mindspeed_llm.kernels.ascend as package
 from mindspeed_llm.kernels import reference
-from mindspeed_llm.kernels.ascend import attention, dense, rotary
+from mindspeed_llm.kernels.ascend import attention, dense, optimizer, rotary
 from mindspeed_llm.kernels.functions import build
 from mindspeed_llm.runtime import autograd
 
@@ -53,6 +53,43 @@ def test_dense(npu, draw, dtype, tolerance):
         assert_close(ours, theirs, tolerance)
     ids = Tensor(np.array([[3, 9], [4, 11], [12, 0]], np.int32))
     assert_close(p.embedding_fwd(weight, ids, 4), reference.embedding_fwd(weight, ids, 4), 0)
+    for accumulate in (True, False):
+        ours, d_rows = draw(*weight.shape), draw(3, 2, 6, dtype=dtype)
+        theirs = ours.copy()
+        p.embedding_wgrad(d_rows, ids, 4, ours, accumulate)
+        reference.embedding_wgrad(d_rows, ids, 4, theirs, accumulate)
+        assert_close(ours, theirs)
+
+
+def test_gradients_replace_or_add(npu, draw):
+    p, x, grad = npu.primitives, draw(3, 4, dtype=ms.bfloat16), draw(3, 5, dtype=ms.bfloat16)
+    once, twice = draw(5, 4), draw(5, 4)
+    p.linear_wgrad(grad, x, once, False)
+    p.linear_wgrad(grad, x, twice, False)
+    p.linear_wgrad(grad, x, twice)
+    assert_close(twice, once * 2)
+    p.accumulate(once, once.copy())
+    assert_close(twice, once)
+
+
+@pytest.mark.parametrize("step, weight_decay", [(1, 0.1), (7, 0.1), (1000, 0.0)])
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
+def test_adamw(npu, draw, step, weight_decay, dtype):
+    """The operator itself runs here, on CPU: as documented, with the bias correction in its arguments."""
+    given = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-3, "weight_decay": weight_decay, "step": step,
+             "grad_scale": 0.25}
+    start = [draw(50), draw(50), draw(50) * 0.1, draw(50).abs() * 0.1]
+    results = []
+    for p in (npu.primitives, reference):
+        master, grad, exp_avg, exp_avg_sq = (part.copy() for part in start)
+        param = master if dtype == ms.float32 else draw(50).astype(dtype)
+        p.adamw(param, master, grad, exp_avg, exp_avg_sq, **given)
+        results.append((param, master, exp_avg, exp_avg_sq))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs)
+    assert names(npu.calls) == {"AdamWeightDecay"}
+    npu.primitives.scale(results[0][1], 0.5)
+    assert_close(results[0][1], results[1][1] * 0.5)
 
 
 def test_products_run_in_the_dtype_of_the_tensors(npu, draw):
@@ -61,7 +98,8 @@ def test_products_run_in_the_dtype_of_the_tensors(npu, draw):
     npu.primitives.linear_fwd(x, weight, None)
     npu.primitives.linear_dgrad(grad, weight)
     npu.primitives.linear_wgrad(grad, x, draw(5, 4))
-    products = [arguments for name, arguments in npu.calls if name in ("mint.matmul", "mint.nn.functional.linear")]
+    products = [arguments for name, arguments in npu.calls
+                if name in ("mint.matmul", "MatMul", "mint.nn.functional.linear")]
     assert len(products) == 3
     assert all(value.dtype == ms.bfloat16
                for arguments in products for value in arguments.values() if value is not None)
@@ -104,20 +142,38 @@ def test_swiglu(npu, draw):
     assert_close(npu.api.swiglu(x), reference.swiglu_fwd(x))
 
 
+@pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("rotary_dim", [32, 16])
-def test_rope(npu, draw, rng, rotary_dim):
+def test_rope(npu, draw, rng, rotary_dim, inverse):
     x, (cos, sin) = draw(7, 2, 4, 32), angles(rng, 7, rotary_dim)
-    assert_close(npu.api.rope(x, cos, sin), reference.rope(x, cos, sin))
+    assert_close(npu.primitives.rope(x, cos, sin, inverse), reference.rope(x, cos, sin, inverse))
     bf16 = x.astype(ms.bfloat16)
-    assert_close(npu.api.rope(bf16, cos, sin), reference.rope(bf16, cos, sin), BF16)
+    assert_close(npu.primitives.rope(bf16, cos, sin, inverse), reference.rope(bf16, cos, sin, inverse), BF16)
 
 
-@pytest.mark.parametrize("seq", [1, 6])
-def test_qkv_rope(npu, draw, rng, seq):
-    qkv, (cos, sin) = draw(seq, 2, 2 * (3 + 2) * 16), angles(rng, seq, 8)
-    for ours, theirs in zip(npu.api.qkv_rope(qkv, cos, sin, 2, 3, 16), reference.qkv_rope_fwd(qkv, cos, sin, 2, 3, 16),
-                            strict=True):
-        assert_close(ours, theirs)
+# The last one decodes: many more heads than positions.
+@pytest.mark.parametrize("seq, groups, heads", [(6, 2, 3), (5, 1, 4), (1, 2, 16)])
+@pytest.mark.parametrize("dtype, tolerance", [(ms.float32, FP32), (ms.bfloat16, BF16)])
+def test_qkv_rope_through_the_tape(npu, draw, rng, seq, groups, heads, dtype, tolerance):
+    qkv, (cos, sin) = draw(seq, 2, groups * (heads + 2) * 16, dtype=dtype), angles(rng, seq, 8)
+    grads = [draw(seq, 2, count, 16, dtype=dtype) for count in (groups * heads, groups, groups)]
+    results = []
+    for function in (npu.api.qkv_rope, REFERENCE["qkv_rope"]):
+        leaf = autograd.leaf(qkv)
+        outs = function(leaf, cos, sin, groups, heads, 16)
+        autograd.backward(outs, grads)
+        results.append((*outs, autograd.grad_of(leaf)))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, tolerance)
+
+
+def test_rotary_tables_are_made_once(npu, draw, rng):
+    """Per set of positions and dtype, not per layer, pass or micro-batch."""
+    positions = angles(rng, 6, 8)
+    for _ in range(3):
+        out = npu.api.qkv_rope(autograd.leaf(draw(6, 1, 80, dtype=ms.bfloat16)), *positions, 1, 3, 16)
+        autograd.backward(out, [part.copy() for part in out])
+    assert [name for name, _ in npu.calls].count("ops.repeat_interleave") == 3  # cos, sin, -sin
 
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (6, 1)])
@@ -129,6 +185,14 @@ def test_attention(wide, draw, heads, groups, batch, bounds):
     expected = reference.attention_fwd(q, k, v, SCALE, 0, 0, bounds)[0]
     assert_close(wide.api.attention(q, k, v, SCALE, cu_seqlens), expected)
     assert names(wide.calls) >= {"ops.flash_attention_score"}
+
+
+@pytest.mark.parametrize("segments", [1024, 1025, 2600])
+def test_more_segments_than_the_operator_takes_are_several_calls(wide, draw, segments):
+    q, k, v = draw(segments, 1, 2, 16), draw(segments, 1, 1, 16), draw(segments, 1, 1, 16)
+    out = wide.api.attention(q, k, v, SCALE, Tensor(np.arange(segments + 1, dtype=np.int32)))
+    assert_close(out, mint.broadcast_to(v, q.shape))  # every query sees its own key
+    assert len(wide.calls) - [name for name, _ in wide.calls].count("mint.cat") == -(-segments // 1024) + 2  # the mask
 
 
 # Query length, key length, positions of the first query and key: training, decoding one token, a later piece of a
@@ -189,17 +253,24 @@ def test_every_call_has_been_checked(npu, draw, rng):
     api.attention(q, q, q, SCALE)
     out, lse = p.attention_fwd(q, q, q, SCALE, 0, 3)
     p.attention_bwd(grad, q, q, q, out, lse, SCALE, 0, 3)
-    api.rope(q, *angles(rng, 6, 8))
+    qkv = draw(6, 1, 80, dtype=ms.bfloat16)
+    d_qkv = p.qkv_rope_fwd(qkv, *angles(rng, 6, 8), 1, 3, 16)
+    p.qkv_rope_bwd(*d_qkv, *angles(rng, 6, 8), 1, 3, 16)
     api.swiglu(q)
     weight = q[0, 0, 0]
     rstd = p.rms_norm_fwd(q, weight, 1e-5)[1]
-    p.rms_norm_bwd(grad, q, weight, rstd, main_grad)
+    p.rms_norm_bwd(grad, q, weight, rstd, main_grad, d_sum=q)
     p.linear_wgrad(grad, q, draw(16, 16))
     p.bias_grad(grad, main_grad)
+    p.add_rms_norm_fwd(q, q, weight, 1e-5)
+    p.linear_dgrad(grad, draw(16, 16, dtype=ms.bfloat16))
     p.embedding_fwd(p.linear_fwd(q, q[0, 0], None)[0, 0], Tensor([1, 0], ms.int32), 0)
-    roots = {"ops", "mint", "RmsNormGrad", "FlashAttentionScore", "FlashAttentionScoreGrad"}
+    p.adamw(main_grad, main_grad, *(draw(16) for _ in range(3)), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8,
+            weight_decay=0.1, step=1, grad_scale=1.0)
+    roots = {"ops", "mint", "RmsNormGrad", "MatMul", "AdamWeightDecay", "FlashAttentionScore",
+             "FlashAttentionScoreGrad"}
     written = set().union(*(called_names(Path(module.__file__), roots)
-                            for module in (package, dense, rotary, attention)))
+                            for module in (package, dense, rotary, attention, optimizer)))
     assert written and written <= names(npu.calls), written - names(npu.calls)
 
 

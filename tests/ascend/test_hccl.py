@@ -65,7 +65,7 @@ class World:
 
     def batch_isend_irecv(self, p2p_op_list):
         require(p2p_op_list and all(isinstance(op, dist.P2POp) for op in p2p_op_list), TypeError, "list of P2POp")
-        require(len({op.group for op in p2p_op_list}) == 1, TypeError, "one group")
+        require({op.group for op in p2p_op_list} == {GROUP.name}, TypeError, "one group")
         require(all(op.peer in GROUP.ranks for op in p2p_op_list), ValueError, "peers are global ranks")
         return [self._later([(op.tensor, np.full(op.tensor.shape, float(op.peer)))
                              for op in p2p_op_list if op.op == "irecv"])]

@@ -11,7 +11,7 @@ from mindspeed_llm.core.context_parallel.partition import local_part, local_posi
 from mindspeed_llm.core.context_parallel.ring import blocks
 from mindspeed_llm.core.context_parallel.ulysses import group_ranges
 from mindspeed_llm.core.parallel_state import rank_coordinates
-from mindspeed_llm.core.pipeline_parallel.interleaved import Task, order_of_tasks
+from mindspeed_llm.core.pipeline_parallel.order import Task, order_of_tasks
 from mindspeed_llm.core.sharding import model_specs, qkv_replicas
 from mindspeed_llm.runtime.collectives import Group
 

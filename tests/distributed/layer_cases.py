@@ -153,9 +153,15 @@ def part_of(whole: np.ndarray, spec, tp: Group) -> np.ndarray:
     return np.concatenate([whole.take(range(*segment), axis) for segment in spec.segments(tp.rank, tp.size)], axis)
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """`(S, B, H)` as the inside of a layer has it."""
+    return x.reshape(-1, x.shape[-1])
+
+
 BLOCKS = {
-    "attention": lambda chunk, x: chunk.layers[0]._attention(x, chunk.training_context(LENGTH)),
-    "mlp": lambda chunk, x: chunk.layers[0]._mlp(x),
+    "attention": lambda chunk, x: chunk.layers[0]._attention(
+        as_rows(x), chunk.training_context(LENGTH)).reshape(x.shape),
+    "mlp": lambda chunk, x: chunk.layers[0]._mlp(as_rows(x)).reshape(x.shape),
     "layer": lambda chunk, x: chunk.layers[0](x, chunk.training_context(LENGTH)),
     "head": lambda chunk, x: chunk.token_losses(x, Tensor(tokens("labels"))),
 }

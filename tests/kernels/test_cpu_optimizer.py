@@ -49,15 +49,20 @@ def test_adamw_keeps_a_separate_fp32_parameter_in_step(cpu):
 @pytest.mark.parametrize("n", [0, 1, 65_535, 300_001])
 def test_sum_squares(cpu, n):
     x, x64 = random(np.random.default_rng(n), (n,))
-    result = cpu.sum_squares(x)
-    assert isinstance(result, float) and result == pytest.approx((x64 ** 2).sum(), rel=1e-12)
+    words = cpu.sum_squares([x, x]).asnumpy()
+    assert words.dtype == np.float32
+    assert words.astype(np.float64).sum() == pytest.approx(2 * (x64 ** 2).sum(), rel=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_sum_squares_shows_bad_values(cpu, bad):
     x = np.ones(1000, np.float32)
     x[700] = bad
-    assert not np.isfinite(cpu.sum_squares(Tensor(x)))
+    assert not np.isfinite(cpu.sum_squares([Tensor(x), Tensor(np.ones(3, np.float32))]).asnumpy()).all()
+
+
+def test_sum_squares_beyond_fp32_is_infinite(cpu):
+    assert np.isinf(cpu.sum_squares([Tensor(np.full(2, 1.5e19, np.float32))]).asnumpy().sum())
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16, ms.float16])

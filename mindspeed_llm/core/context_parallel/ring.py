@@ -63,7 +63,7 @@ class _RingAttention(Function):
         visiting = mint.cat((k, v), dim=0)
         for step in range(group.size):
             last = step == group.size - 1
-            moving = None if last else _start_shift([visiting], group)
+            moving = None if last else _start_shift(visiting, group)
             owner = (group.rank - step) % group.size
             for block in blocks(group.rank, owner, group.size, piece, cu_seqlens is not None):
                 out, lse = p.attention_fwd(_rows(q, block.queries), _rows(visiting[:rows], block.keys),
@@ -91,9 +91,9 @@ class _RingAttention(Function):
         for step in range(group.size):
             last = step == group.size - 1
             # The keys of the next step, and the gradients that the previous rank has finished for this step's keys,
-            # travel together while this step's blocks are computed.
-            travelling = ([] if last else [visiting]) + ([] if d_visiting is None else [d_visiting])
-            moving = _start_shift(travelling, group) if travelling else None
+            # travel while this step's blocks are computed; one batch each: HCCL takes one tensor per peer in a batch.
+            moving = None if last else _start_shift(visiting, group)
+            d_moving = None if d_visiting is None else _start_shift(d_visiting, group)
             d_k, d_v = [None, None], [None, None]
             owner = (group.rank - step) % group.size
             for block in blocks(group.rank, owner, group.size, piece, cu_seqlens is not None):
@@ -104,12 +104,12 @@ class _RingAttention(Function):
                 for halves, value, taken in zip((d_q, d_k, d_v), d_block, (block.queries, block.keys, block.keys),
                                                 strict=True):
                     _add_halves(halves, value, taken, piece)
-            arrived = finish_exchange(moving) if moving is not None else []
-            contribution = mint.cat([_half(half, k, piece) for half in d_k + d_v], dim=0)
-            d_visiting = contribution if step == 0 else contribution + arrived[-1]
             if not last:
-                visiting = arrived[0]
-        (d_own,) = finish_exchange(_start_shift([d_visiting], group))
+                (visiting,) = finish_exchange(moving)
+            d_visiting = mint.cat([_half(half, k, piece) for half in d_k + d_v], dim=0)
+            if d_moving is not None:
+                d_visiting = d_visiting + finish_exchange(d_moving)[0]
+        (d_own,) = finish_exchange(_start_shift(d_visiting, group))
         return (mint.cat([_half(half, q, piece) for half in d_q], dim=0).astype(q.dtype),
                 d_own[:rows].astype(k.dtype), d_own[rows:].astype(v.dtype), None, None, None)
 
@@ -162,8 +162,7 @@ def _half(half: Tensor | None, like: Tensor, piece: int) -> Tensor:
     return mint.zeros((piece, *like.shape[1:]), dtype=mstype.float32) if half is None else half
 
 
-def _start_shift(tensors: list[Tensor], group: Group):
-    """Send to the next rank, receive the same shapes from the previous one."""
+def _start_shift(tensor: Tensor, group: Group):
+    """Send to the next rank, receive the same shape from the previous one."""
     following, previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
-    return start_exchange([(tensor, following) for tensor in tensors],
-                          [(tensor.shape, tensor.dtype, previous) for tensor in tensors], group)
+    return start_exchange([(tensor, following)], [(tensor.shape, tensor.dtype, previous)], group)

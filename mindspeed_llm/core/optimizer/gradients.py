@@ -2,10 +2,8 @@
 values.
 """
 
-import math
-
 import numpy as np
-from mindspore import mint
+from mindspore import Tensor, mint
 
 from mindspeed_llm import kernels
 from mindspeed_llm.core.gpt_model import EMBEDDING, GPTModel
@@ -77,6 +75,15 @@ def owned_ranges(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, 
     return _within(ranges, shards)
 
 
+def global_sum_squares(tensors: list[Tensor], group: Group) -> float:
+    """Sum of squares of fp32 tensors over the ranks of a group, in fp64 and rank order: the same bits on each rank.
+
+    The device is waited for once, however many tensors there are.
+    """
+    words = all_gather(kernels.primitives().sum_squares(tensors), group)
+    return float(words.asnumpy().astype(np.float64).sum())
+
+
 def global_sum(value: float, *groups: Group) -> float:
     """Sum of a number over every group in turn, in fp64 and rank order: the same bits on each rank."""
     for group in groups:
@@ -93,7 +100,7 @@ def first_bad_parameter(chunks: list[GPTModel]) -> str | None:
     for chunk in chunks:
         for name in chunk.parameters.specs:
             gradient = chunk.parameters.grads.slice(*chunk.parameters.ranges[name])
-            if not math.isfinite(kernels.primitives().sum_squares(gradient)):
+            if not np.isfinite(kernels.primitives().sum_squares([gradient]).asnumpy()).all():
                 return name
     return None
 

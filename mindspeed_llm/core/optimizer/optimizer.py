@@ -148,13 +148,9 @@ class Optimizer:
             gradients.sum_partial(chunk, self.state, chunk_state.shards)
 
     def _sum_squares(self) -> float:
-        total = 0.0
-        for chunk_state in self.chunk_states:
-            grads = chunk_state.chunk.parameters.grads
-            for low, high in gradients.owned_ranges(chunk_state.chunk, self.state, chunk_state.shards):
-                total += kernels.primitives().sum_squares(grads.slice(low, high))
-        groups = [self.state.tp, self.state.pp] + ([self.state.dp_cp] if self.distributed else [])
-        return gradients.global_sum(total, *groups)
+        owned = [chunk_state.chunk.parameters.grads.slice(low, high) for chunk_state in self.chunk_states
+                 for low, high in gradients.owned_ranges(chunk_state.chunk, self.state, chunk_state.shards)]
+        return gradients.global_sum_squares(owned, self.state.world if self.distributed else self.state.model)
 
     def _update(self, chunk_state: ChunkState, lr: float, grad_scale: float) -> None:
         config, parameters = self.config, chunk_state.chunk.parameters

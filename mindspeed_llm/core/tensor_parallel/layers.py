@@ -15,6 +15,7 @@ from mindspeed_llm.runtime.collectives import (
     all_reduce,
     finish,
     reduce_scatter,
+    start_all_gather,
     start_all_reduce,
     start_reduce_scatter,
 )
@@ -22,7 +23,7 @@ from mindspeed_llm.runtime.collectives import (
 
 def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group,
                            sequence_parallel: bool) -> Tensor:
-    """`x (S, B, K)` (`(S/T, B, K)` with sequence parallelism) -> `(S, B, N/T)`; `weight (N/T, K)`, `bias (N/T)`.
+    """`x (S, ..., K)` (`(S/T, ..., K)` with sequence parallelism) -> `(S, ..., N/T)`; `weight (N/T, K)`, `bias (N/T)`.
 
     Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered
     along the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
@@ -31,7 +32,7 @@ def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group
 
 
 def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
-    """`x (S, B, K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, B, N)` (`(S/T, B, N)` with sequence
+    """`x (S, ..., K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, ..., N)` (`(S/T, ..., N)` with sequence
     parallelism).
     """
     return _RowParallel.apply(x, weight, group, sequence_parallel)
@@ -53,10 +54,12 @@ class _ColumnParallel(Function):
     @staticmethod
     def backward(ctx, grad):
         (x,), p = ctx.saved_tensors, kernels.primitives()
-        total = all_gather(x, ctx.group) if ctx.sequence_parallel else x
-        # The sum over ranks travels while the weight's gradient is computed.
+        # The input travels while its gradient is computed, which does not need it, and the gradient's sum over ranks
+        # while the weight's gradient is computed.
+        gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel else (x, None)
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
         summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)
+        total = finish(gathering)
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, total, *target))
         if ctx.bias is not None:
             accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))

@@ -1,7 +1,8 @@
 """One transformer layer of GLM4: attention and MLP with their norms and residuals.
 
 Shapes: S sequence (S/T between parallel layers under sequence parallelism), B batch, H hidden, N heads, G query groups,
-D head width; N and G are this rank's.
+D head width; N and G are this rank's. Inside a layer activations are rows, `(S * B, ...)`, except in attention:
+products want two axes, and turning them into two is a call of its own for every operand.
 """
 
 from collections.abc import Callable
@@ -50,11 +51,12 @@ class TransformerLayer:
 
     def __call__(self, hidden: Tensor, context: ForwardContext) -> Tensor:
         """The layer's output. Pre-norm; GLM-4-0414 also norms what each branch adds."""
-        epsilon = self.model.norm_epsilon
+        epsilon, shape = self.model.norm_epsilon, hidden.shape
+        hidden = hidden.reshape(-1, shape[-1])
         hidden, normed = kernels.add_rms_norm(hidden, None, self.input_norm, epsilon)
         attended = self._post_norm(self._attention(normed, context), self.post_attention_norm)
         hidden, normed = kernels.add_rms_norm(hidden, attended, self.mlp_norm, epsilon)
-        return kernels.add(hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm))
+        return kernels.add(hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm)).reshape(shape)
 
     def _post_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.model.norm_epsilon)
@@ -62,10 +64,12 @@ class TransformerLayer:
     def _attention(self, x: Tensor, context: ForwardContext) -> Tensor:
         tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
         qkv = column_parallel_linear(x, self.qkv_weight, self.qkv_bias, tp, sequence_parallel)
+        qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
         q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, self.groups, self.heads_per_group,
                                                   self.model.kv_channels)
         out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
-        return row_parallel_linear(out_SBND.reshape(*out_SBND.shape[:2], -1), self.proj_weight, tp, sequence_parallel)
+        return row_parallel_linear(out_SBND.reshape(-1, self.proj_weight.shape[1]), self.proj_weight, tp,
+                                   sequence_parallel)
 
     def _mlp(self, x: Tensor) -> Tensor:
         tp, sequence_parallel = self.state.tp, self.state.sequence_parallel

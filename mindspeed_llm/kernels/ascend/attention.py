@@ -5,7 +5,7 @@ The operator takes fp16 and bf16 and head widths that are multiples of 16 up to 
 the upper left) and 3 (diagonal into the lower right) ask for, whatever the length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -20,6 +20,7 @@ from mindspeed_llm.kernels.functions import build
 PRIMITIVES = ("attention_fwd", "attention_bwd")
 DTYPES = (mstype.float16, mstype.bfloat16)
 MASK_SIDE = 2048
+MOST_SEGMENTS = 1024
 _UNLIMITED = 2147483647
 _STATISTIC = 8  # the operator repeats a row's maximum and sum so often
 
@@ -30,7 +31,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor 
     """`ops.flash_attention_score`, differentiated by MindSpore; see `kernels.attention`.
 
     Layout SBH with sparse_mode 2, or TND with sparse_mode 3 when packed: then the batch lies along T, row after row,
-    and the segments' ends are given as ints, which costs a device synchronisation if `cu_seqlens` is on the device.
+    and the segments' ends are given as ints, which costs a device synchronisation if `cu_seqlens` is on the device. TND
+    is documented for at most 1,024 segments: more of them are several calls.
     """
     if not _fused(q):
         return _composite_attention(q, k, v, scale, cu_seqlens)
@@ -39,10 +41,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor 
         out = ops.flash_attention_score(_sbh(q), _sbh(k), _sbh(v), heads, attn_mask=_causal_mask(), scalar_value=scale,
                                         input_layout="SBH", sparse_mode=2)
         return out.reshape(q.shape)
-    ends = _segment_ends(cu_seqlens, seq, batch)
-    out = ops.flash_attention_score(_tnd(q), _tnd(k), _tnd(v), heads, actual_seq_qlen=ends, actual_seq_kvlen=ends,
-                                    attn_mask=_causal_mask(), scalar_value=scale, next_tokens=0, input_layout="TND",
-                                    sparse_mode=3)
+    q, k, v = _tnd(q), _tnd(k), _tnd(v)
+    outs = []
+    for rows, ends in _calls(_segment_ends(cu_seqlens, seq, batch)):
+        outs.append(ops.flash_attention_score(
+            _rows(q, rows), _rows(k, rows), _rows(v, rows), heads, actual_seq_qlen=ends, actual_seq_kvlen=ends,
+            attn_mask=_causal_mask(), scalar_value=scale, next_tokens=0, input_layout="TND", sparse_mode=3))
+    out = outs[0] if len(outs) == 1 else mint.cat(outs, dim=0)
     return out.reshape(batch, seq, heads, dim).swapaxes(0, 1)
 
 
@@ -141,3 +146,12 @@ def _segment_ends(cu_seqlens: Tensor | np.ndarray, seq: int, batch: int) -> tupl
     """Cumulative lengths of all rows' segments, without the empty ones, which the operator does not take."""
     inner = sorted({end for end in _bounds(cu_seqlens) if 0 < end < seq})
     return tuple(row * seq + end for row in range(batch) for end in (*inner, seq))
+
+
+def _calls(ends: tuple[int, ...]) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """The rows of each call, and the ends of its segments counted from its first row."""
+    start = 0
+    for first in range(0, len(ends), MOST_SEGMENTS):
+        part = ends[first:first + MOST_SEGMENTS]
+        yield slice(start, part[-1]), tuple(end - start for end in part)
+        start = part[-1]

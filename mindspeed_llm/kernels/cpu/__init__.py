@@ -86,9 +86,13 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     return _module.attention_bwd(grad, q, k, v, out, lse, scale, q_start, k_start, _borders(cu_seqlens))
 
 
-def sum_squares(x: Tensor) -> float:
-    """Sum of squares of fp32 `x`, accumulated in fp64; NaN and infinity propagate."""
-    return float(_module.sum_squares(x).asnumpy()[0])
+def sum_squares(tensors: list[Tensor]) -> Tensor:
+    """See `reference.sum_squares`. Accumulated in fp64, of which the two words hold 48 bits."""
+    total = sum(float(_module.sum_squares(x).asnumpy()[0]) for x in tensors)
+    with np.errstate(over="ignore"):
+        head = np.float32(total)
+    tail = np.float32(total - float(head)) if np.isfinite(head) else np.float32(0)
+    return Tensor.from_numpy(np.array([head, tail], np.float32))
 
 
 def instruction_sets() -> list[str]:

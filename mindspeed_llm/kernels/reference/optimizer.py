@@ -2,7 +2,8 @@
 
 import math
 
-from mindspore import Tensor, mint
+from mindspore import Tensor, mint, ops
+from mindspore import dtype as mstype
 
 
 def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, beta1: float,
@@ -21,9 +22,12 @@ def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_
         param.copy_(master.astype(param.dtype))
 
 
-def sum_squares(x: Tensor) -> float:
-    """Sum of squares of fp32 `x (n)`; NaN and infinity carry over."""
-    return float(mint.square(x).sum())
+def sum_squares(tensors: list[Tensor]) -> Tensor:
+    """Sum of squares of all elements of fp32 tensors, still on the device: fp32 `(words)` that add up to it in fp64, as
+    many words on every rank; NaN and infinity carry over.
+    """
+    sums = [mint.square(x).sum() for x in tensors]
+    return ops.stack(sums).sum().reshape(1) if sums else mint.zeros((1,), dtype=mstype.float32)
 
 
 def scale(x: Tensor, factor: float) -> None:

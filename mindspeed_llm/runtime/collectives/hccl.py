@@ -3,7 +3,7 @@
 from mindspore import Tensor, communication, mint
 from mindspore.mint import distributed as dist
 
-from mindspeed_llm.runtime.collectives import Group, finish
+from mindspeed_llm.runtime.collectives import Group
 
 WORLD = "hccl_world_group"
 
@@ -28,12 +28,12 @@ def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
     """See the package."""
-    return finish(start_all_gather(tensor, group))
+    return _all_gather(tensor, group, False)[0]
 
 
 def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
     """See the package."""
-    return finish(start_reduce_scatter(tensor, group))
+    return _reduce_scatter(tensor, group, False)[0]
 
 
 def start_all_reduce(tensor: Tensor, group: Group):
@@ -44,15 +44,12 @@ def start_all_reduce(tensor: Tensor, group: Group):
 
 def start_all_gather(tensor: Tensor, group: Group):
     """See the package."""
-    tensor = tensor if tensor.ndim else tensor.reshape(1)
-    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
-    return result, dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name, async_op=True)
+    return _all_gather(tensor, group, True)
 
 
 def start_reduce_scatter(tensor: Tensor, group: Group):
     """See the package."""
-    result = mint.empty((tensor.shape[0] // group.size, *tensor.shape[1:]), dtype=tensor.dtype)
-    return result, dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name, async_op=True)
+    return _reduce_scatter(tensor, group, True)
 
 
 def broadcast(tensor: Tensor, group: Group, source: int) -> Tensor:
@@ -70,11 +67,11 @@ def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
 
 
 def start_exchange(sends, receives, group: Group):
-    """See the package."""
+    """See the package. One batch on the group's own communicator; peers are global ranks, as everywhere in `dist`."""
     kept = [(tensor.contiguous(), group.ranks[member]) for tensor, member in sends]
     buffers = [mint.empty(shape, dtype=dtype) for shape, dtype, _ in receives]
-    operations = [dist.P2POp("isend", tensor, rank, group=WORLD) for tensor, rank in kept]
-    operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=WORLD)
+    operations = [dist.P2POp("isend", tensor, rank, group=group.name) for tensor, rank in kept]
+    operations += [dist.P2POp("irecv", buffer, group.ranks[member], group=group.name)
                    for buffer, (_, _, member) in zip(buffers, receives, strict=True)]
     return kept, buffers, dist.batch_isend_irecv(operations)
 
@@ -90,3 +87,16 @@ def finish_exchange(handle) -> list[Tensor]:
 def barrier() -> None:
     """See the package."""
     dist.barrier(group=WORLD)
+
+
+def _all_gather(tensor: Tensor, group: Group, async_op: bool):
+    """(result, handle to wait for or None)."""
+    tensor = tensor if tensor.ndim else tensor.reshape(1)
+    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
+    return result, dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name, async_op=async_op)
+
+
+def _reduce_scatter(tensor: Tensor, group: Group, async_op: bool):
+    """(result, handle to wait for or None)."""
+    result = mint.empty((tensor.shape[0] // group.size, *tensor.shape[1:]), dtype=tensor.dtype)
+    return result, dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name, async_op=async_op)
