@@ -34,15 +34,18 @@ void whole_depth(const ProductKernel &f, Product g) {
   }
 }
 
-// A depth whose packed operands would take too much memory is worked through in pieces, added up in fp32.
+// A long depth is worked through in parts, added up in fp32: packed operands are read again and again, so a part of them
+// should stay in the last-level cache.
 void product(i64 tokens, Product g) {
   const Isa &isa_now = isa();
   const ProductKernel &f = isa_now.tiles.multiply != nullptr && tokens >= kTileTokens ? isa_now.tiles : isa_now.panels;
   if (g.K <= f.most_depth) return whole_depth(f, g);
-  constexpr i64 kRows = 512;
+  constexpr i64 kSumBytes = i64{32} << 20, kDepthStep = 64;
   const bool in_place = g.wide || g.dt == kF32;
-  const i64 element = static_cast<i64>(dtype_size(g.dt)), height = in_place ? g.M : std::min(kRows, g.M);
-  Scratch scratch(in_place ? 0 : Scratch::padded(sizeof(float) * static_cast<size_t>(height * g.N)));
+  const i64 element = static_cast<i64>(dtype_size(g.dt)), row_bytes = g.N * static_cast<i64>(sizeof(float));
+  const i64 height = in_place ? g.M : std::min(g.M, std::max<i64>(512, kSumBytes / row_bytes));
+  const i64 depth = round_up(ceil_div(g.K, ceil_div(g.K, f.most_depth)), kDepthStep);
+  Scratch scratch(in_place ? 0 : static_cast<size_t>(height * row_bytes));
   const auto moved = [&](const void *p, i64 elements) { return static_cast<const char *>(p) + elements * element; };
   for (i64 m = 0; m < g.M; m += height) {
     Product part = g;
@@ -52,8 +55,8 @@ void product(i64 tokens, Product g) {
       part.c = scratch.take<float>(0);
       part.ldc = g.N;
     }
-    for (i64 k = 0; k < g.K; k += f.most_depth) {
-      part.K = std::min(f.most_depth, g.K - k);
+    for (i64 k = 0; k < g.K; k += depth) {
+      part.K = std::min(depth, g.K - k);
       part.a = moved(g.a, m * g.a_row + k * g.a_col);
       part.b = moved(g.b, k * g.b_row);
       whole_depth(f, part);
