@@ -17,7 +17,7 @@ from mindspore import Tensor
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
     "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
-    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale",
+    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale", "attention_cached",
 )
 
 _module = None
