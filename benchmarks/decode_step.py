@@ -1,11 +1,11 @@
-"""Speed of generation with a KV cache against Hugging Face's GlmForCausalLM on PyTorch, same weights, same prompts, in one run.
+"""Speed of generation with a KV cache against Hugging Face's GlmForCausalLM on PyTorch, same weights and prompts, in one run.
 
     python benchmarks/decode_step.py --peer-python path/to/venv/bin/python --dtype fp32 --batch 8
 
-The peer's environment is that of train_step.py. Two worker processes take turns, ours, theirs, ours, ...: each turn goes back
-to the end of the prompts and decodes --tokens greedily for every sequence; medians and their ratio are printed. Every
+The peer's environment is that of train_step.py. Two worker processes take turns, ours, theirs, ours, ...: each turn goes
+back to the end of the prompts and decodes --tokens greedily for every sequence; medians and their ratio are printed. Every
 prompt has --seq tokens, because the peer would need padding for others. With --isa avx2 both keep to AVX2: our kernels by
-MINDSPEED_LLM_ISA, oneDNN by ONEDNN_MAX_CPU_ISA, PyTorch's own kernels by ATEN_CPU_CAPABILITY.
+`instruction_set`, oneDNN by ONEDNN_MAX_CPU_ISA, PyTorch's own kernels by ATEN_CPU_CAPABILITY.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from train_step import BENCH, ROOT, alternate, peer_model, read_inputs, step_options, write_inputs
 
-CAPABILITIES = {"avx2": {"MINDSPEED_LLM_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
+CAPABILITIES = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
 
 
 def ours(data, options):

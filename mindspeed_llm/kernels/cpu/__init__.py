@@ -5,7 +5,8 @@ They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` floa
 dtype and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets
 written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. With AMX an fp32 product is the
 sum of six products of bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx_gemm.inc`); an infinite operand
-gives NaN there. Results do not depend on the number of threads (the products that go to oneDNN: as measured with 1 to 8
+gives NaN there. A row of a product of up to 16 rows, and a sequence's new token in `attention_cached`, has the same bits
+whatever is beside it in the batch. Results do not depend on the number of threads (the products that go to oneDNN: as measured with 1 to 8
 threads; with many more it may cut a long inner dimension).
 """
 

@@ -50,7 +50,8 @@ def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], va
 
     Args:
         q, k, v: `(T, 1, N, D)`, `(T, 1, G, D)` twice; rows `edges[i]` to `edges[i + 1]` are sequence i's new tokens.
-        keys, values: each sequence's cache, `(rows, 1, G, D)` of any number of rows; the first `lengths[i]` are its past.
+        keys, values: each sequence's cache, `(rows, 1, G, D)` of any number of rows; the first `lengths[i]` are its
+            past.
         keep: write the new rows of k and v behind the past, in place (the cache must have room for them). Without it
             caches are only read, and several sequences may share one.
         forward: the `attention_fwd` that computes a sequence.
@@ -58,7 +59,8 @@ def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], va
     Raises ValueError where sizes do not fit.
     """
     if not len(keys) == len(values) == len(lengths) == len(edges) - 1:
-        raise ValueError("attention_cached: keys, values and lengths must have one entry for each sequence, edges one more")
+        raise ValueError("attention_cached: keys, values and lengths must have one entry for each sequence, edges one "
+                         "more")
     outs = []
     for start, stop, past, *caches in zip(edges[:-1], edges[1:], lengths, keys, values, strict=True):
         whole = []

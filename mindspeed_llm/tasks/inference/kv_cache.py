@@ -24,8 +24,8 @@ class Cache(Protocol):
     """Whether new tokens join the past; all caches of a pass are alike in this."""
 
     def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, `(rows, 1, G, D)`: `length` rows of the past and, if new tokens are kept, room for
-        `count` more. `like (n, 1, G, D)` shows shape and dtype of a row.
+        """Keys and values of a layer, `(rows, 1, G, D)`: `length` rows of the past and, if new tokens are kept, room
+        for `count` more. `like (n, 1, G, D)` shows shape and dtype of a row.
         """
 
     def advance(self, count: int) -> None:
@@ -91,7 +91,9 @@ class SharedPrefix:
 def _rows(count: int, like: Tensor) -> Tensor:
     """`count` rows shaped as those of `like`; on CPU in memory that is not written before it is used."""
     shape = (count, *like.shape[1:])
-    return from_numpy(np.empty(shape, numpy_dtype(like.dtype))) if device.on_cpu() else mint.zeros(shape, dtype=like.dtype)
+    if not device.on_cpu():
+        return mint.zeros(shape, dtype=like.dtype)
+    return from_numpy(np.empty(shape, numpy_dtype(like.dtype)))
 
 
 def _copy(store: Tensor, length: int, rows: int) -> Tensor:

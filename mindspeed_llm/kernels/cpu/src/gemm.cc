@@ -214,8 +214,12 @@ void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y,
   if (M <= kGemvRows || K == 0) {
     const Isa &f = isa();
     constexpr i64 kColumns = 24;  // a multiple of every tile's width
+    const i64 ldx = round_up(K, 16) + 16;
+    Scratch scratch(sizeof(float) * static_cast<size_t>(M * ldx));
+    float *packed = scratch.take<float>(static_cast<size_t>(M * ldx));
+    f.gemv_pack(dt, x, M, K, ldx, packed);
     parallel_for(ceil_div(N, kColumns), 32768 / (kColumns * (K + 1)) + 1, [&](i64 n0, i64 n1) {
-      f.gemv(dt, x, w, bias, y, M, N, K, n0 * kColumns, std::min(n1 * kColumns, N));
+      f.gemv(dt, packed, ldx, w, bias, y, M, N, K, n0 * kColumns, std::min(n1 * kColumns, N));
     });
     return;
   }

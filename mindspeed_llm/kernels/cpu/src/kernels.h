@@ -29,8 +29,8 @@ struct Attention {
   i64 split, heads_per_unit;  // backward: units per (b, g) and heads of each
 };
 
-// Attention of one query row for each of B sequences: row b sees keys [lo[b], hi[b]) of k[b] and v[b], whose rows are kv_row
-// elements apart. q and out are (B, N, D), lse (B, N) or null.
+// Attention of one query row for each of B sequences: row b sees keys [lo[b], hi[b]) of k[b] and v[b], whose rows are
+// kv_row elements apart. q and out are (B, N, D), lse (B, N) or null.
 struct Decode {
   int dt;
   i64 B, N, G, D, kv_row;
@@ -86,8 +86,11 @@ struct Isa {
   // on AMX tiles (null without them): packing rows [m0, m1) of A, and a block of C; g.packed holds rows [first, end)
   void (*gemm_pack)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1);
   void (*gemm_tiles)(const GemmTiles &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
-  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding
-  void (*gemv)(int dt, const void *x, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0, i64 n1);
+  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; x packed to fp32 of row
+  // stride ldx, a multiple of 16
+  void (*gemv_pack)(int dt, const void *x, i64 rows, i64 K, i64 ldx, float *packed);
+  void (*gemv)(int dt, const float *x, i64 ldx, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K,
+               i64 n0, i64 n1);
 
   // the versions on AMX tiles (null without them) have other operands, other paddings and longer query tiles
   void (*attn_pack)(const Attention &a, i64 bg, bool backward);

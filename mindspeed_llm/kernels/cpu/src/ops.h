@@ -45,9 +45,9 @@ void op_scale(float *x, float factor, i64 n);
 void op_attention_fwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 void op_attention_bwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 
-// Attention of sequences that have a past. Rows [edges[i], edges[i + 1]) of q (T, N, D), k, v (T, G, D) and out are the new
-// tokens of sequence i; its cache keys[i], values[i] (rows, G, D) holds lengths[i] rows before them. With `keep` the new
-// rows are written behind these first.
+// Attention of sequences that have a past. Rows [edges[i], edges[i + 1]) of q (T, N, D), k, v (T, G, D) and out are the
+// new tokens of sequence i; its cache keys[i], values[i] (rows, G, D) holds lengths[i] rows before them. With `keep` the
+// new rows are written behind these first.
 struct Cached {
   int dt;
   i64 N, G, D;
