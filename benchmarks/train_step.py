@@ -128,12 +128,10 @@ def ours(data, options):
     yield step
 
 
-def peer(data, options):
-    """The same with PyTorch."""
+def peer_model(data, dtype: str):
+    """Hugging Face's model with these weights, in fp32 or bf16."""
     import torch
     from transformers import GlmConfig, GlmForCausalLM
-    torch.set_num_threads(options.threads)
-    yield
     dim, groups = BENCH["kv_channels"], BENCH["num_query_groups"]
     config = GlmConfig(
         vocab_size=BENCH["padded_vocab_size"], hidden_size=BENCH["hidden_size"],
@@ -142,10 +140,9 @@ def peer(data, options):
         rms_norm_eps=1.5625e-07, attention_bias=True, max_position_embeddings=BENCH["max_position_embeddings"],
         tie_word_embeddings=False, pad_token_id=0, attn_implementation="sdpa",
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5})
-    dtype = torch.bfloat16 if options.dtype == "bf16" and not options.peer_masters else torch.float32
     with torch.device("meta"):
         model = GlmForCausalLM(config)
-    model = model.to(dtype).to_empty(device="cpu")
+    model = model.to(torch.bfloat16 if dtype == "bf16" else torch.float32).to_empty(device="cpu")
     inverse = 10000.0 ** -(torch.arange(0, dim // 2, 2).float() / (dim // 2))
     model.model.rotary_emb.inv_freq = inverse
     model.model.rotary_emb.original_inv_freq = inverse
@@ -165,6 +162,16 @@ def peer(data, options):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(named.pop(name))))
+    return model
+
+
+def peer(data, options):
+    """The same with PyTorch."""
+    import torch
+    import transformers  # noqa: F401  an import, as the memory that is measured begins after it
+    torch.set_num_threads(options.threads)
+    yield
+    model = peer_model(data, "fp32" if options.peer_masters else options.dtype)
     ids, labels = torch.from_numpy(data["ids"]), torch.from_numpy(data["labels"])
     optimizer = None if options.forward_only else torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95),
                                                                     weight_decay=0.1, fused=True)
@@ -201,6 +208,27 @@ def work(options) -> None:
                           "peak_mb": resident_mb("VmHWM") - imported}), flush=True)
 
 
+def alternate(program: Path, options: argparse.Namespace, data: Path) -> dict[str, list[dict]]:
+    """Run `program --worker ours` and `--worker peer` and let them take turns: every worker's results, in order.
+
+    The first two turns warm up.
+    """
+    environment = {**os.environ, **settings(options)}
+    jobs = {name: subprocess.Popen([python, program, *sys.argv[1:], "--worker", name, "--data", str(data)],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            for name, python in (("ours", sys.executable), ("peer", options.peer_python))}
+    results = {name: [] for name in jobs}
+    for _ in range(options.steps + 2):
+        for name, job in jobs.items():
+            job.stdin.write("step\n")
+            job.stdin.flush()
+            results[name].append(json.loads(job.stdout.readline()))
+    for job in jobs.values():
+        job.stdin.close()
+        job.wait()
+    return results
+
+
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
@@ -216,19 +244,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         write_inputs(path, options.batch, options.seq)
-        environment = {**os.environ, **settings(options)}
-        jobs = {name: subprocess.Popen([python, __file__, *sys.argv[1:], "--worker", name, "--data", str(path)],
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-                for name, python in (("ours", sys.executable), ("peer", options.peer_python))}
-        results = {name: [] for name in jobs}
-        for _ in range(options.steps + 2):  # the first two warm up
-            for name, job in jobs.items():
-                job.stdin.write("step\n")
-                job.stdin.flush()
-                results[name].append(json.loads(job.stdout.readline()))
-        for job in jobs.values():
-            job.stdin.close()
-            job.wait()
+        results = alternate(Path(__file__), options, path)
     tokens = options.batch * options.seq
     medians = {}
     for name, found in results.items():

@@ -15,11 +15,8 @@ from mindspeed_llm.checkpoint.completeness import check_complete, entry_boxes
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, StoredTensor, cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
-from mindspeed_llm.config.shape import merge_model
+from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import TensorSpec
-
-_OVERRIDABLE = ("rotary_base", "max_position_embeddings")
 
 
 def open_checkpoint(load_dir: str | os.PathLike, iteration: int | None = None) -> "Checkpoint | None":
@@ -145,20 +142,6 @@ class Checkpoint:
             self._fill(spec.name, source, boxes, out)
             states[state] = cast(out, tag, "fp32")
         return states
-
-    def require_model(self, model: ModelConfig, noop_layers: tuple[int, ...] = ()) -> list[str]:
-        """Check that a run with `model` and `--noop-layers` can use these weights.
-
-        Returns one-line notes about overridden fields (rotary base, maximum positions: the flag wins). Raises UserError
-        naming the flag, the checkpoint's value and the remedy when a shape differs.
-        """
-        stated = {name: getattr(model, name) for name in SHAPE_FIELDS + _OVERRIDABLE}
-        _, notes = merge_model(stated, self.model_config, str(self.directory))
-        if tuple(noop_layers) != self.noop_layers:
-            have = ",".join(map(str, self.noop_layers)) or "none"
-            raise UserError(f"--noop-layers ({','.join(map(str, noop_layers)) or 'none'}) contradicts the checkpoint "
-                            f"{self.directory}, which has {have}: use the same")
-        return notes
 
     def verify(self) -> int:
         """Check every file's size and header, every tensor's checksum, and that no element of the model is missing.

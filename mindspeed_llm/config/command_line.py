@@ -29,7 +29,7 @@ class Configs:
 
     `model` is None when generating or evaluating without a full set of model flags: the checkpoint gives the shape
     (`shape.resolve`). `stated_model` are the model fields that the command line fixed, to be checked against a
-    checkpoint. `explicit` are the names of fields given on the command line. `notes` are lines for rank 0 to print
+    checkpoint, `vocab_size` is what --vocab-size said. `explicit` are the names of fields given on the command line. `notes` are lines for rank 0 to print
     once.
     """
 
@@ -46,6 +46,7 @@ class Configs:
     stated_model: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     explicit: frozenset[str] = frozenset()
+    vocab_size: int | None = None
 
 
 def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = None) -> Configs:
@@ -72,16 +73,17 @@ def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = No
                 values[part][field_name] = value
                 explicit.add(field_name)
     cli = values["cli"]
-    _derive(entrypoint, values, explicit)
+    _derive(values, explicit)
     parts = {part: CONFIGS[part](**values[part]) for part in PARTS[entrypoint] if part != "convert"}
     stated = stated_model(entrypoint, values["model"], cli)
     if entrypoint == "convert":
         parts["convert"] = ConvertConfig(**values["convert"], stated_model=stated)
-    configs = Configs(entrypoint=entrypoint, **parts, stated_model=stated, explicit=frozenset(explicit))
+    configs = Configs(entrypoint=entrypoint, **parts, stated_model=stated, explicit=frozenset(explicit),
+                      vocab_size=cli.get("vocab_size"))
     model = build_model(configs, values["model"], cli, vocab_size_of)
     if model is not None and entrypoint != "convert":
         configs = replace(configs, model=model)
-    configs = replace(configs, notes=_no_effect_note(entrypoint, no_effect, elsewhere) + notes_on(configs))
+    configs = replace(configs, notes=_no_effect_note(entrypoint, rows, no_effect, elsewhere) + notes_on(configs))
     if configs.parallel is not None and configs.parallel.tensor_model_parallel_size == 1:
         configs = replace(configs, parallel=replace(configs.parallel, sequence_parallel=False))
     check(configs)
@@ -134,7 +136,7 @@ def _convert(flag: Flag, raw: Any) -> Any:
         raise UserError(f"{flag.name} ({shown}) {problem}") from None
 
 
-def _derive(entrypoint: str, values: dict[str, dict[str, Any]], explicit: set[str]) -> None:
+def _derive(values: dict[str, dict[str, Any]], explicit: set[str]) -> None:
     """Fill the fields that no single flag sets."""
     cli, data = values["cli"], values["data"]
     if cli.get("bf16") and cli.get("fp16"):
@@ -158,10 +160,11 @@ def _data_paths(given: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
-def _no_effect_note(entrypoint: str, ignored: list[str], elsewhere: list[str]) -> list[str]:
-    parts = []
-    if ignored:
-        parts.append(f"{' '.join(ignored)} (kernels, collectives and the checkpoint format are not chosen by flags)")
+def _no_effect_note(entrypoint: str, rows: dict[str, Flag], ignored: list[str], elsewhere: list[str]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for name in ignored:
+        reasons.setdefault(rows[name].why_ignored, []).append(name)
+    parts = [f"{' '.join(names)} ({why})" for why, names in reasons.items()]
     if elsewhere:
         parts.append(f"{' '.join(elsewhere)} (not used by {SCRIPTS[entrypoint]})")
     return ["accepted without effect: " + "; ".join(parts)] if parts else []

@@ -12,9 +12,7 @@ class DataConfig:
     seq_length: int = 4096
     tokenizer_type: str = "PretrainedFromHF"
     tokenizer_name_or_path: str | None = None
-    tokenizer_not_use_fast: bool = False
     prompt_type: str | None = None
-    enable_thinking: bool = False
     is_instruction_dataset: bool = False
     no_pad_to_seq_lengths: bool = False
     pad_to_multiple_of: int = 8
@@ -26,4 +24,3 @@ class DataConfig:
     handler_name: str = "GeneralPretrainHandler"
     pack: bool = False
     append_eod: bool = False
-    seed: int = 1234

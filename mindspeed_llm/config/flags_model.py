@@ -53,7 +53,8 @@ MODEL_FLAGS = (
     Flag("--untie-embeddings-and-output-weights", kind.switch(), ("model.untie_embeddings_and_output_weights",), MODEL,
          "the output layer has its own weight; absent means that it shares the embedding's", _MODEL, default="off"),
     Flag("--init-method-std", kind.number(above=0.0), ("model.init_method_std",), RUN,
-         "standard deviation of random initial weights", _MODEL),
+         "standard deviation of random initial weights; with a checkpoint it is only stored in the next one", _MODEL,
+         default="the checkpoint's, else 0.02"),
     _fixed("--disable-bias-linear", kind.always(), "linear layers have no bias (but see --add-qkv-bias)"),
     _fixed("--swiglu", kind.always(), "the MLP's activation is SwiGLU"),
     _fixed("--normalization", kind.choice("RMSNorm"), "the norm layers are RMSNorm"),
@@ -73,8 +74,6 @@ PARALLEL_FLAGS = (
          "ranks that share each sequence", _PARALLEL),
     Flag("--context-parallel-algo", kind.choice(RING, ULYSSES),
          ("parallel.context_parallel_algo",), TRAIN, "ring attention, or Ulysses (all-to-all over heads)", _PARALLEL),
-    Flag("--use-cp-send-recv-overlap", kind.switch(), ("parallel.use_cp_send_recv_overlap",), TRAIN,
-         "ring attention sends the next block while computing on this one", _PARALLEL),
     Flag("--sequence-parallel", kind.switch(), ("parallel.sequence_parallel",), RUN,
          "between tensor-parallel regions each rank holds a part of the sequence; ignored at "
          "--tensor-model-parallel-size 1", _PARALLEL),
@@ -99,8 +98,6 @@ PARALLEL_FLAGS = (
          "with full: recompute the first --recompute-num-layers of a stage, or all in groups of so many", _PARALLEL),
     Flag("--recompute-num-layers", kind.integer(1), ("parallel.recompute_num_layers",), TRAIN,
          "layers, as --recompute-method says", _PARALLEL),
-    Flag("--variable-seq-lengths", kind.switch(), ("parallel.variable_seq_lengths",), TRAIN,
-         "micro-batches may differ in sequence length", _PARALLEL),
     Flag("--no-shared-storage", kind.switch(), ("parallel.no_shared_storage",), TRAIN,
          "nodes do not share a file system: each builds its own data caches", _PARALLEL),
 )

@@ -67,11 +67,12 @@ class ModelConfig:
         return cls(**values)
 
 
-# Entries that a checkpoint fixes and a flag may not contradict; the others (rotary base, maximum positions, init) a
-# flag may override.
+# Every field is one or the other: what a checkpoint fixes and a flag may not contradict, and what a flag may override (one
+# line says so, and the next checkpoint stores it).
 SHAPE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
                 "kv_channels", "padded_vocab_size", "norm_epsilon", "rotary_percent", "add_qkv_bias", "post_norm",
                 "untie_embeddings_and_output_weights")
+OVERRIDABLE_FIELDS = ("max_position_embeddings", "rotary_base", "init_method_std")
 
 
 def flag_name(field: str) -> str:

@@ -24,7 +24,6 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
     context_parallel_algo: str = RING
-    use_cp_send_recv_overlap: bool = False
     sequence_parallel: bool = False
     num_layers_per_virtual_pipeline_stage: int | None = None
     num_layer_list: tuple[int, ...] | None = None
@@ -35,7 +34,6 @@ class ParallelConfig:
     recompute_granularity: str | None = None
     recompute_method: str | None = None
     recompute_num_layers: int | None = None
-    variable_seq_lengths: bool = False
     no_shared_storage: bool = False
 
     @property

@@ -91,7 +91,7 @@ def merge_model(stated: dict[str, Any], stored: ModelConfig, source: str) -> tup
         stored: the shape that the checkpoint records.
         source: the checkpoint's path, for messages.
 
-    Returns the model and a note for every override (rotary base, maximum positions).
+    Returns the model and a note for every override (`OVERRIDABLE_FIELDS`).
     Raises UserError when a shape flag contradicts the checkpoint.
     """
     overrides, notes = {}, []
@@ -102,8 +102,7 @@ def merge_model(stated: dict[str, Any], stored: ModelConfig, source: str) -> tup
         if name in SHAPE_FIELDS:
             raise UserError(_contradiction(name, value, known, source))
         overrides[name] = value
-        if name != "init_method_std":
-            notes.append(f"{flag_name(name)} {value} overrides {known} of {source}")
+        notes.append(f"{flag_name(name)} {value} overrides {known} of {source}")
     return replace(stored, **overrides), notes
 
 
@@ -119,13 +118,31 @@ def _contradiction(name: str, value: Any, known: Any, source: str) -> str:
     return f"{flag} ({value}) contradicts the checkpoint {source}, which has {known}: {remedy}"
 
 
-def resolve(configs: "Configs", stored: ModelConfig, source: str) -> "Configs":
-    """`configs` for a run from the checkpoint `source` whose shape is `stored`: its model set, checked, with notes.
+def require_noop_layers(asked: tuple[int, ...], stored: tuple[int, ...], source: str) -> None:
+    """Raise UserError unless `--noop-layers` names the layers for which the checkpoint `source` holds no weights."""
+    if set(asked) == set(stored):
+        return
+    said, have = (",".join(map(str, sorted(set(layers)))) for layers in (asked, stored))
+    raise UserError(f"--noop-layers ({said or 'none'}) contradicts the checkpoint {source}, which has {have or 'none'}: "
+                    f"{f'use --noop-layers {have}' if have else 'leave the flag out'}")
 
-    When generating or evaluating without --seq-length the sequence may be as long as the model allows.
-    Raises UserError as `merge_model` and `validation.check` do.
+
+def resolve(configs: "Configs", stored: ModelConfig, source: str, noop_layers: tuple[int, ...] = ()) -> "Configs":
+    """`configs` for a run from the checkpoint `source`: its model and no-op layers set, checked, with notes.
+
+    `stored` and `noop_layers` are what the checkpoint records. For training --noop-layers must name the same layers, as
+    there the flags give the shape; elsewhere it may be left out. When generating or evaluating without --seq-length the
+    sequence may be as long as the model allows. Raises UserError as `merge_model` and `validation.check` do, and when
+    --vocab-size is more than the checkpoint's padded vocabulary.
     """
     model, notes = merge_model(configs.stated_model, stored, source)
+    if configs.vocab_size is not None and configs.vocab_size > model.padded_vocab_size:
+        raise UserError(f"--vocab-size ({configs.vocab_size}) contradicts the checkpoint {source}, whose embedding has "
+                        f"{model.padded_vocab_size} rows, padding included: use its own size or leave the flag out")
+    if configs.entrypoint == "pretrain" or "noop_layers" in configs.explicit:
+        require_noop_layers(configs.parallel.noop_layers, noop_layers, source)
+    else:
+        configs = replace(configs, parallel=replace(configs.parallel, noop_layers=noop_layers))
     if configs.entrypoint != "pretrain" and "seq_length" not in configs.explicit:
         length = model.max_position_embeddings
         configs = replace(configs, train=replace(configs.train, seq_length=length),

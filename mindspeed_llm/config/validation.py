@@ -31,8 +31,6 @@ def notes_on(configs: "Configs") -> list[str]:
     if parallel is not None:
         if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
             notes.append("--sequence-parallel is ignored: --tensor-model-parallel-size is 1")
-        if parallel.use_cp_send_recv_overlap and parallel.context_parallel_size == 1:
-            notes.append("--use-cp-send-recv-overlap is ignored: --context-parallel-size is 1")
     if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
         notes.append("--save-interval is ignored: without --save no checkpoint is written")
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:

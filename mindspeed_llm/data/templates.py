@@ -217,16 +217,8 @@ TEMPLATES = {
 }
 
 
-def get_template(name: str | None, enable_thinking: bool = False) -> Template:
-    """The template of `--prompt-type`.
-
-    Args:
-        enable_thinking: `--enable-thinking`. It concerns templates of reasoning models, which wrap thoughts in marks of
-            their own; the templates here have none, so it changes nothing for them.
-
-    Raises:
-        UserError: no name or an unknown one.
-    """
+def get_template(name: str | None) -> Template:
+    """The template of `--prompt-type`. Raises UserError for no name or an unknown one."""
     if name is None:
         raise UserError(f"instruction data needs --prompt-type: {', '.join(TEMPLATES)}")
     if name not in TEMPLATES:

@@ -183,14 +183,12 @@ class StreamDecoder:
         return new
 
 
-def load_tokenizer(path: str | None, kind: str = "PretrainedFromHF", use_fast: bool = True) -> Tokenizer:
+def load_tokenizer(path: str | None, kind: str = "PretrainedFromHF") -> Tokenizer:
     """Load a tokenizer from a Hugging Face directory (or from its `tokenizer.json` / `tokenizer.model` itself).
 
     Args:
         path: the directory. `tokenizer.json` is preferred; the ChatGLM layout's `tokenizer.model` gives the same ids.
         kind: `PretrainedFromHF` (`--tokenizer-type`).
-        use_fast: accepted for `--tokenizer-not-use-fast` and without effect: the "slow" tokenizer of the ChatGLM layout
-            is remote code, which is never run, and its ids are the ones that are produced here.
 
     Raises:
         UserError: no path, unknown kind, or a file that is not what it should be.

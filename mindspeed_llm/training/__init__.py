@@ -22,7 +22,9 @@ def run(configs: Configs) -> None:
     session.join(train.seed, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     if source is not None:
-        configs = resolve(configs, source.model_config, str(source.directory))
+        configs = resolve(configs, source.model_config, str(source.directory), source.noop_layers)
+        configs = checkpointing.restore_seed(configs, source)
+        train = configs.train
     rank = session.start(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = rank.state
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])

@@ -1,13 +1,14 @@
 """Between a rank's tensors in memory and the checkpoint on disk."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import Checkpoint, OptimizerShard, SaveInfo, StoredTensor
+from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
@@ -57,6 +58,22 @@ def loaded_line(load_dir: str, saved: int, start: int) -> str:
     """
     line = f"successfully loaded checkpoint from {load_dir} at iteration {start}"
     return line if start == saved else f"{line} (weights of iteration {saved})"
+
+
+def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
+    """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order.
+
+    With --no-load-rng, and where training starts at iteration 0, the seed stays that of the command line. Raises UserError
+    for a --seed that contradicts the checkpoint's.
+    """
+    stored, asked = source.rng["seed"], configs.train.seed
+    if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng or stored == asked:
+        return configs
+    if "seed" in configs.explicit:
+        raise UserError(f"--seed ({asked}) contradicts the checkpoint {source.directory}, whose data order comes from "
+                        f"{stored}: leave the flag out to go on with it, or add --no-load-rng to draw a new order")
+    return replace(configs, train=replace(configs.train, seed=stored),
+                   notes=[*configs.notes, f"seed {stored} of {source.directory}: the data go on in its order"])
 
 
 def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) -> None:

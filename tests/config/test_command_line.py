@@ -37,7 +37,7 @@ def test_32k_blocks():
     assert long.parallel.context_parallel_size == 4 and long.model.rotary_base == 5e6
     tune = parse("pretrain", argv(TUNE_32K))
     assert tune.parallel.num_layer_list == (22, 18) and tune.parallel.recompute_num_layers == 22
-    assert tune.train.stage == "sft" and tune.parallel.variable_seq_lengths and tune.checkpoint.finetune
+    assert tune.train.stage == "sft" and tune.checkpoint.finetune
 
 
 def test_mcore2hf_writes_beside_the_original():

@@ -1,12 +1,13 @@
 """Model shape: flags against a checkpoint."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from flag_blocks import BASE, argv
 
 from mindspeed_llm.config.command_line import parse
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.model import OVERRIDABLE_FIELDS, SHAPE_FIELDS, ModelConfig, flag_name
 from mindspeed_llm.config.shape import merge_model, pad_vocab, resolve
 
 TINY = parse("pretrain", argv(BASE["pretrain"])).model
@@ -79,3 +80,55 @@ def test_conversion_checks_stated_shapes():
     with pytest.raises(UserError, match="28"):
         merge_model(stated, TINY, "ckpt")
     assert merge_model({"num_layers": 4}, TINY, "ckpt") == (TINY, [])
+
+
+# Another value for each field of the stored model, as flags say it; switches are taken back.
+OTHER = {"num_layers": "6", "hidden_size": "64", "ffn_hidden_size": "64", "num_attention_heads": "4",
+         "num_query_groups": "4", "kv_channels": "32", "padded_vocab_size": "1024", "max_position_embeddings": "512",
+         "norm_epsilon": "1e-05", "rotary_base": "5000000.0", "rotary_percent": "1.0", "add_qkv_bias": "false",
+         "post_norm": "true", "untie_embeddings_and_output_weights": "false", "init_method_std": "0.5"}
+
+
+def test_every_stored_field_is_fixed_or_may_be_overridden():
+    names = [field.name for field in fields(ModelConfig)]
+    assert sorted(SHAPE_FIELDS + OVERRIDABLE_FIELDS) == sorted(names) == sorted(OTHER)
+
+
+@pytest.mark.parametrize("entrypoint", ["pretrain", "inference", "evaluation"])
+@pytest.mark.parametrize("name", OTHER)
+def test_no_field_differs_from_the_checkpoint_in_silence(entrypoint, name):
+    """A flag that contradicts the checkpoint is an error, or wins in one line and reaches the model that a save stores."""
+    configs = parse(entrypoint, [*argv(BASE[entrypoint]), "--group-query-attention", f"{flag_name(name)}={OTHER[name]}"])
+    if name in SHAPE_FIELDS:
+        with pytest.raises(UserError, match=f"{flag_name(name)} .*checkpoint ckpt"):
+            resolve(configs, TINY, "ckpt")
+        return
+    resolved = resolve(configs, TINY, "ckpt")
+    assert str(getattr(resolved.model, name)) == OTHER[name] != str(getattr(TINY, name))
+    assert [note for note in resolved.notes if note.startswith(f"{flag_name(name)} {OTHER[name]} overrides")]
+    assert ModelConfig.from_dict(resolved.model.to_dict()) == resolved.model
+
+
+@pytest.mark.parametrize("flags, stored, text", [
+    ("--noop-layers 2,3", (2,), "--noop-layers (2,3) contradicts the checkpoint ckpt, which has 2: use --noop-layers 2"),
+    ("", (1, 2), "--noop-layers (none) contradicts the checkpoint ckpt, which has 1,2: use --noop-layers 1,2"),
+    ("--noop-layers 2", (), "which has none: leave the flag out")])
+def test_noop_layers_of_training_are_those_of_the_checkpoint(flags, stored, text):
+    configs = parse("pretrain", argv(BASE["pretrain"]) + argv(flags))
+    with pytest.raises(UserError) as error:
+        resolve(configs, TINY, "ckpt", stored)
+    assert text in str(error.value)
+    assert resolve(configs, TINY, "ckpt", configs.parallel.noop_layers[::-1]).parallel == configs.parallel
+
+
+def test_noop_layers_may_be_left_out_where_the_checkpoint_gives_the_shape():
+    assert resolve(parse("inference", argv(BASE["inference"])), TINY, "ckpt", (2,)).parallel.noop_layers == (2,)
+    with pytest.raises(UserError, match="--noop-layers .3. contradicts"):
+        resolve(parse("inference", argv(BASE["inference"]) + argv("--noop-layers 3")), TINY, "ckpt", (2,))
+
+
+def test_vocabulary_must_fit_the_checkpoint():
+    base = argv(BASE["pretrain"].replace("--padded-vocab-size 512", ""))
+    assert resolve(parse("pretrain", base + argv("--vocab-size 300")), TINY, "ckpt").model == TINY
+    with pytest.raises(UserError, match="--vocab-size .513. contradicts the checkpoint ckpt.* 512 rows"):
+        resolve(parse("pretrain", base + argv("--vocab-size 513")), TINY, "ckpt")

@@ -94,6 +94,17 @@ def test_greedy_equals_recomputing_everything():
     assert reasons == {"stop", "length"}
 
 
+def test_a_sequence_decodes_to_the_same_bits_alone_and_in_a_batch():
+    generator, ids = golden_generator(), golden()["ids"].tolist()
+    alone = [generator.prefill([prompt])[0][0] for prompt in prompts()]
+    together = [cache.fork() for cache in alone]
+    for step in range(4):
+        tokens = [ids[row][length + step] for row, length in enumerate(LENGTHS)]
+        logits = generator.decode(together, tokens).logits
+        for row, (cache, token) in enumerate(zip(alone, tokens, strict=True)):
+            assert np.array_equal(generator.decode([cache], [token]).logits[0], logits[row])
+
+
 def test_generation_stops_at_the_longest_sequence():
     (answer,) = generate(golden_generator(), [list(range(60))], greedy(), Limits(100, frozenset()))
     assert (len(answer.ids), answer.reason) == (4, "positions")

@@ -135,8 +135,29 @@ void attend(int dt, i64 Sq, i64 Sk, i64 B, i64 G, i64 n, i64 D, i64 q_start, i64
   finite("dv", dt, dv);
 }
 
+// Sequence i has past `pasts[i]` and counts[i] new tokens; caches are of exactly the size that is needed.
+void attend_cached(int dt, i64 G, i64 n, i64 D, bool keep, std::vector<i64> pasts, std::vector<i64> counts) {
+  std::vector<i64> edges = {0};
+  std::vector<Buffer> keys, values_;
+  for (size_t i = 0; i < pasts.size(); ++i) {
+    edges.push_back(edges.back() + counts[i]);
+    keys.push_back(values(dt, (pasts[i] + (keep ? counts[i] : 0)) * G * D));
+    values_.push_back(values(dt, (pasts[i] + (keep ? counts[i] : 0)) * G * D));
+  }
+  const i64 T = edges.back();
+  Buffer q = values(dt, T * G * n * D), k = values(dt, T * G * D), v = values(dt, T * G * D),
+         out = values(dt, T * G * n * D);
+  Cached a{dt, G * n, G, D, 0.3f, keep, q.p(), k.p(), v.p(), out.p(), {}, {}, edges, pasts};
+  for (size_t i = 0; i < pasts.size(); ++i) {
+    a.keys.push_back(keys[i].p());
+    a.values.push_back(values_[i].p());
+  }
+  op_attention_cached(a);
+  finite("cached attention", dt, out);
+}
+
 void everything(int dt) {
-  for (i64 M : {0, 1, 3, 5, 33, 70, 150}) {
+  for (i64 M : {0, 1, 3, 6, 16, 33, 70, 150}) {
     for (i64 N : {1, 31, 200}) {
       for (i64 K : {0, 1, 47, 600}) linear(dt, M, N, K);
     }
@@ -157,6 +178,10 @@ void everything(int dt) {
     attend(dt, 0, 5, 1, 1, 1, D, 0, 0, {});
     attend(dt, 5, 0, 1, 1, 1, D, 0, 0, {});
     attend(dt, 1, 1300, 1, 2, 4, D, 1299, 0, {});
+    for (bool keep : {true, false}) {
+      attend_cached(dt, 2, 5, D, keep, {0, 3, 700, 1}, {1, 1, 1, 1});
+      attend_cached(dt, 1, 2, D, keep, {0, 30, 9}, {3, 1, 50});
+    }
   }
 }
 

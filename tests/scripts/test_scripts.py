@@ -85,7 +85,7 @@ def test_tuning_defaults_are_the_documented_ones(recorder):
     assert (configs.train.seq_length, configs.train.micro_batch_size, configs.optimizer.min_lr) == (32768, 2, 1e-8)
     parallel = configs.parallel
     assert (parallel.num_layer_list, parallel.recompute_granularity, parallel.recompute_method,
-            parallel.recompute_num_layers, parallel.variable_seq_lengths) == ((22, 18), "full", "block", 22, True)
+            parallel.recompute_num_layers) == ((22, 18), "full", "block", 22)
 
 
 def test_variables_and_flags_win_without_editing(recorder):

@@ -195,3 +195,34 @@ def test_loss_scale_halves_after_two_overflows_and_doubles_when_calm():
     copy.load_state(scale.state())
     assert copy.state() == scale.state()
     assert LossScale("bf16", 1024.0).value == 1.0
+
+
+def test_noop_layers_must_be_those_of_the_checkpoint(train, tmp_path):
+    """A layer more would drop its weights, a layer less would lack them."""
+    train("--num-layers", 4, "--noop-layers", 2, "--train-iters", 1, "--save", tmp_path)
+    for flags, said in ((["--noop-layers", "2,3"], "2,3"), ([], "none")):
+        with pytest.raises(UserError, match=rf"--noop-layers \({said}\) contradicts .* use --noop-layers 2"):
+            train("--num-layers", 4, *flags, "--train-iters", 2, "--load", tmp_path)
+    train("--num-layers", 4, "--noop-layers", 2, "--train-iters", 2, "--load", tmp_path, "--save", tmp_path)
+    with open_checkpoint(tmp_path) as saved:
+        assert (saved.iteration, saved.noop_layers) == (2, (2,))
+
+
+def test_data_order_goes_on_with_the_seed_of_the_checkpoint(train, tmp_path, capsys):
+    train("--seed", 5, "--train-iters", 4, "--save", tmp_path / "whole")
+    train("--seed", 5, "--train-iters", 4, "--exit-interval", 2, "--save", tmp_path / "half")
+    expected = losses(capsys.readouterr().out)[2:4]
+    train("--train-iters", 4, "--load", tmp_path / "half", "--save", tmp_path / "resumed")
+    output = capsys.readouterr().out
+    assert losses(output) == expected and "seed 5 of" in output
+    with open_checkpoint(tmp_path / "resumed") as saved:
+        assert saved.rng == {"seed": 5}
+    with pytest.raises(UserError, match=r"--seed \(6\) contradicts .*5.*--no-load-rng"):
+        train("--seed", 6, "--train-iters", 4, "--load", tmp_path / "half")
+    train("--seed", 6, "--no-load-rng", "--train-iters", 4, "--load", tmp_path / "half", "--save", tmp_path / "other")
+    assert losses(capsys.readouterr().out) != expected
+    with open_checkpoint(tmp_path / "other") as saved:
+        assert saved.rng == {"seed": 6}
+    for start in (["--finetune"], ["--finetune", "--seed", "7"]):
+        train(*start, "--train-iters", 1, "--load", tmp_path / "half")
+    assert "seed 5 of" not in capsys.readouterr().out

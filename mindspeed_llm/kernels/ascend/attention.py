@@ -17,7 +17,7 @@ from mindspeed_llm.kernels import reference
 from mindspeed_llm.kernels.ascend.spans import spans
 from mindspeed_llm.kernels.functions import build
 
-PRIMITIVES = ("attention_fwd", "attention_bwd")
+PRIMITIVES = ("attention_fwd", "attention_bwd", "attention_cached")
 DTYPES = (mstype.float16, mstype.bfloat16)
 MASK_SIDE = 2048
 MOST_SEGMENTS = 1024
@@ -97,6 +97,12 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
         for total, rows, part in ((d_q, span.queries, span_q), (d_k, span.keys, span_k), (d_v, span.keys, span_v)):
             total[rows] = total[rows] + part.astype(mstype.float32).reshape(-1, *total.shape[1:])
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
+                     edges: Sequence[int], lengths: Sequence[int], scale: float, keep: bool = True) -> Tensor:
+    """Several sequences over their caches, one after the other by `attention_fwd`: see `reference.attention_cached`."""
+    return reference.attention_cached(q, k, v, keys, values, edges, lengths, scale, keep, attention_fwd)
 
 
 def _fused(q: Tensor) -> bool:

@@ -8,8 +8,9 @@ fp32; AMX and AVX-512 BF16 take subnormal numbers for zero in them. With AMX an 
 bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx_gemm.inc`); an infinite operand gives NaN there.
 
 The inner loops exist once per instruction set (base, avx2, avx512, avx512_bf16, amx); the best one that the processor has
-is used, or the one that MINDSPEED_LLM_ISA names. On each of them results are the same bits for any number of threads. Two
-instruction sets differ in the order of their sums, and so in the last bits.
+is used, or the one that MINDSPEED_LLM_ISA names. On each of them results are the same bits for any number of threads. A row
+of a product of up to 16 rows, and a sequence's new token in `attention_cached`, has the same bits whatever is beside it in
+the batch. Two instruction sets differ in the order of their sums, and so in the last bits.
 """
 
 import os
@@ -22,7 +23,7 @@ from mindspeed_llm.config.errors import UserError
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
     "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
-    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale",
+    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale", "attention_cached",
 )
 
 _module = None

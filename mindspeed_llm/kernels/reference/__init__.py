@@ -5,7 +5,7 @@ MindSpore's CPU operators have no bf16 matmul or softmax, so on CPU these kernel
 input's dtype.
 """
 
-from mindspeed_llm.kernels.reference.attention import attention_bwd, attention_fwd
+from mindspeed_llm.kernels.reference.attention import attention_bwd, attention_cached, attention_fwd
 from mindspeed_llm.kernels.reference.dense import (
     accumulate,
     add,
@@ -26,8 +26,8 @@ from mindspeed_llm.kernels.reference.optimizer import adamw, scale, sum_squares
 from mindspeed_llm.kernels.reference.rotary import qkv_rope_bwd, qkv_rope_fwd, rope
 
 __all__ = [
-    "accumulate", "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_fwd", "bias_grad", "cross_entropy_grad",
-    "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
+    "accumulate", "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_cached", "attention_fwd", "bias_grad",
+    "cross_entropy_grad", "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
     "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "scale", "sum_squares", "swiglu_bwd",
     "swiglu_fwd",
 ]

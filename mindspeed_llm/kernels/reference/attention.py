@@ -1,10 +1,13 @@
 """Causal grouped-query attention that spells the formula out, scores and all: O(S^2) memory, an oracle for short sequences."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm.kernels.reference.dense import f32
+from mindspeed_llm.runtime import device
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays free of NaN until it is zeroed
 
@@ -38,6 +41,46 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     d_k = mint.matmul(d_scores.swapaxes(-1, -2), _heads_first(q, 1))
     return (d_q.transpose(2, 0, 1, 3).astype(q.dtype), _sum_group(d_k, heads_per_group).astype(k.dtype),
             _sum_group(d_v, heads_per_group).astype(v.dtype))
+
+
+def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
+                     edges: Sequence[int], lengths: Sequence[int], scale: float, keep: bool = True,
+                     forward: Callable = attention_fwd) -> Tensor:
+    """Causal attention of the new tokens of several sequences, each over its own past and itself: `(T, 1, N, D)`.
+
+    Args:
+        q, k, v: `(T, 1, N, D)`, `(T, 1, G, D)` twice; rows `edges[i]` to `edges[i + 1]` are sequence i's new tokens.
+        keys, values: each sequence's cache, `(rows, 1, G, D)` of any number of rows; the first `lengths[i]` are its
+            past.
+        keep: write the new rows of k and v behind the past, in place (the cache must have room for them). Without it
+            caches are only read, and several sequences may share one.
+        forward: the `attention_fwd` that computes a sequence.
+
+    Raises ValueError where sizes do not fit.
+    """
+    if not len(keys) == len(values) == len(lengths) == len(edges) - 1:
+        raise ValueError("attention_cached: keys, values and lengths must have one entry for each sequence, edges one "
+                         "more")
+    outs = []
+    for start, stop, past, *caches in zip(edges[:-1], edges[1:], lengths, keys, values, strict=True):
+        whole = []
+        for cache, rows in zip(caches, (k[start:stop], v[start:stop]), strict=True):
+            total = past + stop - start
+            if cache.shape[0] < (total if keep else past):
+                raise ValueError(f"attention_cached: a cache has {cache.shape[0]} rows, needs {total if keep else past}")
+            if keep:
+                _write(cache, past, rows)
+            whole.append(cache[:total] if keep else mint.cat((cache[:past], rows), dim=0) if past else rows)
+        outs.append(forward(q[start:stop], *whole, scale, past, 0)[0])
+    return outs[0] if len(outs) == 1 else mint.cat(outs, dim=0)
+
+
+def _write(cache: Tensor, start: int, rows: Tensor) -> None:
+    """Put `rows` into `cache` from row `start` on; on CPU through the memory that numpy shares."""
+    if device.on_cpu():
+        cache.asnumpy()[start:start + rows.shape[0]] = rows.asnumpy()
+    else:
+        cache[start:start + rows.shape[0]] = rows
 
 
 def _heads_first(x: Tensor, repeat: int) -> Tensor:

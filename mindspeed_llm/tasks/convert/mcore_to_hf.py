@@ -17,7 +17,7 @@ from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
-from mindspeed_llm.config.shape import merge_model
+from mindspeed_llm.config.shape import merge_model, require_noop_layers
 from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.tasks.convert.disk import require_space
 from mindspeed_llm.tasks.convert.export_plan import (WEIGHT_FILE, Shard, Tensor, files_to_copy, index_text, plan_shards)
@@ -44,6 +44,8 @@ def convert(config: ConvertConfig) -> int:
         with checkpoint:
             _check_same_model(checkpoint, original)
             model, notes = merge_model(config.stated_model, checkpoint.model_config, str(checkpoint.directory))
+            if config.noop_layers:
+                require_noop_layers(config.noop_layers, checkpoint.noop_layers, str(checkpoint.directory))
             for note in notes:
                 print(note)
             mapped = list(mapped_tensors(original.layout, model, checkpoint.noop_layers,

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from mindspeed_llm.runtime import device
-from mindspeed_llm.runtime.memory import from_numpy
+from mindspeed_llm.runtime.memory import from_numpy, numpy_dtype
 
 STEP = 256  # tokens by which a store grows at least
 
@@ -20,9 +20,13 @@ class Cache(Protocol):
     """What the forward pass asks of a sequence's past."""
 
     length: int
+    keeps: bool
+    """Whether new tokens join the past; all caches of a pass are alike in this."""
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `(length + n, 1, G, D)` of the past and of the `n` new tokens `k, v (n, 1, G, D)`."""
+    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, `(rows, 1, G, D)`: `length` rows of the past and, if new tokens are kept, room
+        for `count` more. `like (n, 1, G, D)` shows shape and dtype of a row.
+        """
 
     def advance(self, count: int) -> None:
         """The `count` new tokens have been through all layers."""
@@ -31,16 +35,21 @@ class Cache(Protocol):
 class KVCache:
     """The cache of a sequence that goes on. `length` counts the tokens in it."""
 
+    keeps = True
+
     def __init__(self) -> None:
         self.length = 0
-        self._stores: dict[int, tuple[_Store, _Store]] = {}
+        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache`. The new tokens are kept."""
-        if layer not in self._stores:
-            self._stores[layer] = (_Store(k), _Store(v))
-        keys, values = self._stores[layer]
-        return keys.write(self.length, k), values.write(self.length, v)
+    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Cache`."""
+        found = self._stores.get(layer)
+        needed = self.length + count
+        if found is None:
+            found = self._stores[layer] = (_rows(max(STEP, needed), like), _rows(max(STEP, needed), like))
+        elif found[0].shape[0] < needed:
+            found = self._stores[layer] = self._copies(layer, max(needed, 2 * found[0].shape[0]))
+        return found
 
     def advance(self, count: int) -> None:
         """See `Cache`."""
@@ -54,65 +63,44 @@ class KVCache:
         """A copy that goes its own way."""
         twin = KVCache()
         twin.length = self.length
-        twin._stores = {layer: (keys.copy(self.length), values.copy(self.length))
-                        for layer, (keys, values) in self._stores.items()}
+        twin._stores = {layer: self._copies(layer, keys.shape[0]) for layer, (keys, _) in self._stores.items()}
         return twin
 
-    def past(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values `(length, 1, G, D)` of a layer."""
-        keys, values = self._stores[layer]
-        return keys.read(self.length), values.read(self.length)
+    def _copies(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        """The past of a layer in new stores of `rows` rows."""
+        return tuple(_copy(store, self.length, rows) for store in self._stores[layer])
 
 
 class SharedPrefix:
     """A past that many sequences begin with; what comes after it is used once and not kept."""
 
+    keeps = False
+
     def __init__(self, prefix: KVCache) -> None:
         self._prefix = prefix
         self.length = prefix.length
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
-        if self.length == 0:
-            return k, v
-        past_k, past_v = self._prefix.past(layer)
-        return mint.cat((past_k, k), dim=0), mint.cat((past_v, v), dim=0)
+        return self._prefix.stores(layer, 0, like)
 
     def advance(self, count: int) -> None:
         """See `Cache`. Nothing was kept."""
 
 
-class _Store:
-    """Rows of `(1, G, D)` in one buffer that grows by doubling; on CPU in memory that numpy writes."""
+def _rows(count: int, like: Tensor) -> Tensor:
+    """`count` rows shaped as those of `like`; on CPU in memory that is not written before it is used."""
+    shape = (count, *like.shape[1:])
+    if not device.on_cpu():
+        return mint.zeros(shape, dtype=like.dtype)
+    return from_numpy(np.empty(shape, numpy_dtype(like.dtype)))
 
-    def __init__(self, like: Tensor) -> None:
-        self._row = tuple(like.shape[1:])
-        self._dtype = like.asnumpy().dtype if device.on_cpu() else like.dtype
-        self._buffer = self._new(STEP)
 
-    def write(self, start: int, rows: Tensor) -> Tensor:
-        """Put `rows` at `start` and return everything up to their end."""
-        stop = start + rows.shape[0]
-        if stop > self._buffer.shape[0]:
-            old = self._buffer
-            self._buffer = self._new(max(stop, 2 * old.shape[0]))
-            self._buffer[:start] = old[:start]
-        self._buffer[start:stop] = rows.asnumpy() if device.on_cpu() else rows
-        return self.read(stop)
-
-    def read(self, stop: int) -> Tensor:
-        """Rows up to `stop`; on CPU without a copy."""
-        rows = self._buffer[:stop]
-        return from_numpy(rows) if device.on_cpu() else rows
-
-    def copy(self, length: int) -> "_Store":
-        """A store of its own with the first `length` rows."""
-        twin = _Store.__new__(_Store)
-        twin._row, twin._dtype = self._row, self._dtype
-        twin._buffer = self._new(max(STEP, self._buffer.shape[0]))
-        twin._buffer[:length] = self._buffer[:length]
-        return twin
-
-    def _new(self, capacity: int) -> "np.ndarray | Tensor":
-        shape = (capacity, *self._row)
-        return np.empty(shape, self._dtype) if device.on_cpu() else mint.zeros(shape, dtype=self._dtype)
+def _copy(store: Tensor, length: int, rows: int) -> Tensor:
+    """A store of `rows` rows that begins with the first `length` of `store`."""
+    fresh = _rows(rows, store)
+    if device.on_cpu():
+        fresh.asnumpy()[:length] = store.asnumpy()[:length]
+    else:
+        fresh[:length] = store[:length]
+    return fresh

@@ -50,7 +50,7 @@ def load(configs: Configs) -> Loaded:
     checkpoint = require_checkpoint(configs.checkpoint.load)
     configs = _with_checkpoint(configs, checkpoint)
     data, dtype = configs.data, configs.train.params_dtype
-    tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type, not data.tokenizer_not_use_fast)
+    tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
     if tokenizer.vocab_size > configs.model.padded_vocab_size:
         raise UserError(f"the tokenizer {data.tokenizer_name_or_path} has {tokenizer.vocab_size} ids, but the model of "
                         f"{checkpoint.directory} only {configs.model.padded_vocab_size}: give the model's own "
@@ -87,9 +87,5 @@ def report_once(state: ParallelState, text: str) -> None:
 
 def _with_checkpoint(configs: Configs, checkpoint: Checkpoint) -> Configs:
     # A few tokens a step: cutting them along the sequence has nothing to gain and a step of one token cannot be cut.
-    parallel = replace(configs.parallel, sequence_parallel=False)
-    if "noop_layers" not in configs.explicit:
-        parallel = replace(parallel, noop_layers=checkpoint.noop_layers)
-    resolved = resolve(replace(configs, parallel=parallel), checkpoint.model_config, str(checkpoint.directory))
-    checkpoint.require_model(resolved.model, parallel.noop_layers)
-    return resolved
+    configs = replace(configs, parallel=replace(configs.parallel, sequence_parallel=False))
+    return resolve(configs, checkpoint.model_config, str(checkpoint.directory), checkpoint.noop_layers)

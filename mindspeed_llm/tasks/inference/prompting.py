@@ -22,7 +22,7 @@ class Prompter:
     def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool) -> "Prompter":
         """What the command line says. Raises UserError for an unknown template."""
         data = configs.data
-        template = None if no_chat_template else get_template(data.prompt_type or CHAT_TEMPLATE, data.enable_thinking)
+        template = None if no_chat_template else get_template(data.prompt_type or CHAT_TEMPLATE)
         return cls(tokenizer, template)
 
     def prompt(self, text: str) -> list[int]:

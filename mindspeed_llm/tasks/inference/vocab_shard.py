@@ -51,6 +51,8 @@ class VocabShard:
         ids = np.concatenate([part[:, 1] for part in gathered], axis=1)
         order = np.lexsort((ids, -values), axis=1)[:, :count]
         values, ids = np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+        if values.shape[1] == count:
+            return values, ids
         missing = ((0, 0), (0, count - values.shape[1]))
         return np.pad(values, missing, constant_values=-np.inf), np.pad(ids, missing, constant_values=-1)
 

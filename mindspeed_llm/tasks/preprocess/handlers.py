@@ -34,7 +34,7 @@ class Handler:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config = config
         self.tokenizer = tokenizer
-        self.template = get_template(config.prompt_type, config.enable_thinking) if self.instruction else None
+        self.template = get_template(config.prompt_type) if self.instruction else None
 
     def encode(self, row: dict) -> tuple[list[int], ...]:
         """One token sequence per field.

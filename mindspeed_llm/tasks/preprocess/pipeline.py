@@ -62,7 +62,7 @@ def run(config: DataConfig) -> list[str]:
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least 1 is needed")
     files = find_files(config.input)
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type, not config.tokenizer_not_use_fast)
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type)
     handler = build_handler(config, tokenizer)
     if handler.instruction and config.append_eod:
         logger.info("--append-eod has no effect on tuning data: every answer has its end mark already")
@@ -172,7 +172,7 @@ def _start_worker(config: DataConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops the pool
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type, not config.tokenizer_not_use_fast)
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type)
     _worker_handler = build_handler(config, tokenizer)
 
 

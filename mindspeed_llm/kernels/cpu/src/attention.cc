@@ -1,6 +1,5 @@
 // Attention: mask intervals, packing and the split into tasks (the arithmetic is in attention.inc).
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -41,34 +40,18 @@ bool pad(Attention *a, const Isa &f) {
   return tiles;
 }
 
+// One query row of each batch entry.
 void decode(const Attention &a) {
-  const Isa &f = isa();
-  constexpr i64 kChunk = 512;  // keys of one partial result: fixed, so that sums have one order
-  const i64 j0 = a.lo[0], j1 = a.hi[0], n = a.N / a.G, chunks = (j1 - j0 + kChunk - 1) / kChunk, width = n * (a.D + 2);
-  Scratch scratch(Scratch::padded(sizeof(float) * static_cast<size_t>(a.B * a.G * chunks * width)));
-  float *parts = scratch.take<float>(static_cast<size_t>(a.B * a.G * chunks * width));
-  const i64 tasks = a.B * a.G * chunks;
-  parallel_for(tasks, std::max<i64>(1, 16384 / (std::min(kChunk, j1 - j0 + 1) * a.D)), [&](i64 t0, i64 t1) {
-    for (i64 t = t0; t < t1; ++t) {
-      const i64 c = t % chunks, from = j0 + c * kChunk;
-      f.attn_decode(a, t / chunks, from, std::min(from + kChunk, j1), parts + t * width);
-    }
-  });
-  std::vector<float> row(static_cast<size_t>(a.D));
-  for (i64 head = 0; head < a.B * a.N; ++head) {
-    const float *p = parts + head / n * chunks * width + head % n * (a.D + 2);
-    float m = -INFINITY, sum = 0;
-    for (i64 c = 0; c < chunks; ++c) m = p[c * width] > m ? p[c * width] : m;
-    std::fill(row.begin(), row.end(), 0.0f);
-    for (i64 c = 0; c < chunks; ++c) {
-      const float w = std::exp(p[c * width] - m);
-      sum += w * p[c * width + 1];
-      for (i64 d = 0; d < a.D; ++d) row[static_cast<size_t>(d)] += w * p[c * width + 2 + d];
-    }
-    if (chunks > 0) f.scale(row.data(), 1.0f / sum, a.D);
-    f.from_float(a.dt, row.data(), static_cast<char *>(a.out_w) + head * a.D * static_cast<i64>(dtype_size(a.dt)), a.D);
-    a.lse[head] = chunks > 0 ? m + std::log(sum) : -INFINITY;
+  const size_t batch = static_cast<size_t>(a.B);
+  std::vector<const void *> k(batch), v(batch);
+  const std::vector<i64> lo(batch, a.lo[0]), hi(batch, a.hi[0]);
+  for (size_t b = 0; b < batch; ++b) {
+    const size_t bytes = b * static_cast<size_t>(a.G * a.D) * dtype_size(a.dt);
+    k[b] = static_cast<const char *>(a.k) + bytes;
+    v[b] = static_cast<const char *>(a.v) + bytes;
   }
+  op_attention_decode({a.dt, a.B, a.N, a.G, a.D, a.kv_row, a.scale, lo.data(), hi.data(), a.q, k.data(), v.data(),
+                       a.out_w, a.lse});
 }
 
 }  // namespace

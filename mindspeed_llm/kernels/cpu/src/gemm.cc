@@ -7,7 +7,7 @@
 namespace msl {
 namespace {
 
-constexpr i64 kGemvRows = 4;
+constexpr i64 kGemvRows = 16;
 constexpr i64 kTileTokens = 64;
 
 // As many rows of A as fit the scratch memory are packed by all threads; then each task packs columns of B and
@@ -79,9 +79,14 @@ void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y,
   if (M == 0 || N == 0) return;
   if (M <= kGemvRows || K == 0) {
     const Isa &f = isa();
-    const i64 grain = 32768 / (K + 1) + 1;
-    parallel_for((N + 3) / 4, (grain + 3) / 4,
-                 [&](i64 n0, i64 n1) { f.gemv(dt, x, w, bias, y, M, N, K, n0 * 4, n1 * 4 < N ? n1 * 4 : N); });
+    constexpr i64 kColumns = 24;  // a multiple of every tile's width
+    const i64 ldx = round_up(K, 16) + 16;
+    Scratch scratch(sizeof(float) * static_cast<size_t>(M * ldx));
+    float *packed = scratch.take<float>(static_cast<size_t>(M * ldx));
+    f.gemv_pack(dt, x, M, K, ldx, packed);
+    parallel_for(ceil_div(N, kColumns), 32768 / (kColumns * (K + 1)) + 1, [&](i64 n0, i64 n1) {
+      f.gemv(dt, packed, ldx, w, bias, y, M, N, K, n0 * kColumns, std::min(n1 * kColumns, N));
+    });
     return;
   }
   product(M, {dt, M, N, K, x, w, bias, y, nullptr, K, 1, 1, K, N, false, false});

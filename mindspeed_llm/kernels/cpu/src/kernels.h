@@ -32,6 +32,19 @@ struct Attention {
   i64 split, heads_per_unit;  // backward: units per (b, g) and heads of each
 };
 
+// Attention of one query row for each of B sequences: row b sees keys [lo[b], hi[b]) of k[b] and v[b], whose rows are
+// kv_row elements apart. q and out are (B, N, D), lse (B, N) or null.
+struct Decode {
+  int dt;
+  i64 B, N, G, D, kv_row;
+  float scale;
+  const i64 *lo, *hi;
+  const void *q;
+  const void *const *k, *const *v;
+  void *out;
+  float *lse;
+};
+
 // C (M, N) = A (M, K) B (K, N) + bias for A, B and bias of type dt. C has that type too, or is fp32 with `wide`, which
 // allows C += A B. One stride of A and one of B is 1.
 struct Product {
@@ -82,8 +95,11 @@ struct Isa {
   void (*scale)(float *x, float factor, i64 n);
   void (*from_float)(int dt, const float *x, void *y, i64 n);
   ProductKernel panels, tiles;  // on vector units; on AMX tiles (null without them)
-  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding
-  void (*gemv)(int dt, const void *x, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0, i64 n1);
+  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; x packed to fp32 of row
+  // stride ldx, a multiple of 16
+  void (*gemv_pack)(int dt, const void *x, i64 rows, i64 K, i64 ldx, float *packed);
+  void (*gemv)(int dt, const float *x, i64 ldx, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K,
+               i64 n0, i64 n1);
 
   // the versions on AMX tiles (null without them) have other operands, other paddings and longer query tiles
   void (*attn_pack)(const Attention &a, i64 bg, bool backward);
@@ -93,8 +109,8 @@ struct Isa {
   void (*tiles_fwd)(const Attention &a, i64 b, i64 h, i64 row0, i64 row1);
   void (*tiles_bwd)(const Attention &a, i64 bg, i64 part);
   void (*attn_bwd_finish)(const Attention &a, i64 bg, i64 row0, i64 row1);
-  // one query row: partial maximum, sum and weighted values (D) of keys [j0, j1) for every head of group bg
-  void (*attn_decode)(const Attention &a, i64 bg, i64 j0, i64 j1, float *part);
+  // partial weighted values (D padded to whole vectors), maximum and sum of keys [j0, j1) for every head of group g
+  void (*attn_decode)(const Decode &a, i64 b, i64 g, i64 j0, i64 j1, float *part);
 };
 
 const Isa &isa();                     // the best one this processor has (or the one set by select_isa)

@@ -1,5 +1,7 @@
 // Whole kernels on raw pointers: checked arguments in, threads inside. bind.cc calls these.
 #pragma once
+#include <vector>
+
 #include "kernels.h"
 
 namespace msl {
@@ -42,5 +44,21 @@ void op_scale(float *x, float factor, i64 n);
 // inside.
 void op_attention_fwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 void op_attention_bwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
+
+// Attention of sequences that have a past. Rows [edges[i], edges[i + 1]) of q (T, N, D), k, v (T, G, D) and out are the
+// new tokens of sequence i; its cache keys[i], values[i] (rows, G, D) holds lengths[i] rows before them. With `keep` the
+// new rows are written behind these first.
+struct Cached {
+  int dt;
+  i64 N, G, D;
+  float scale;
+  bool keep;
+  const void *q, *k, *v;
+  void *out;
+  std::vector<void *> keys, values;
+  std::vector<i64> edges, lengths;
+};
+void op_attention_cached(const Cached &a);
+void op_attention_decode(const Decode &a);
 
 }  // namespace msl

@@ -1,0 +1,122 @@
+"""Speed of generation with a KV cache against Hugging Face's GlmForCausalLM on PyTorch, same weights and prompts, in one run.
+
+    python benchmarks/decode_step.py --peer-python path/to/venv/bin/python --dtype fp32 --batch 8
+
+The peer's environment is that of train_step.py. Two worker processes take turns, ours, theirs, ours, ...: each turn goes
+back to the end of the prompts and decodes --tokens greedily for every sequence; medians and their ratio are printed. Every
+prompt has --seq tokens, because the peer would need padding for others. With --isa avx2 both keep to AVX2: our kernels by
+`instruction_set`, oneDNN by ONEDNN_MAX_CPU_ISA, PyTorch's own kernels by ATEN_CPU_CAPABILITY.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from train_step import BENCH, ROOT, alternate, peer_model, read_inputs, step_options, write_inputs
+
+CAPABILITIES = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
+
+
+def ours(data, options):
+    """Returns the function that decodes: greedy ids `(tokens, batch)`."""
+    sys.path.insert(0, str(ROOT))
+    from mindspeed_llm import kernels
+    from mindspeed_llm.checkpoint.dtypes import cast
+    from mindspeed_llm.config.model import ModelConfig
+    from mindspeed_llm.config.parallel import ParallelConfig
+    from mindspeed_llm.core import parallel_state
+    from mindspeed_llm.core.gpt_model import GPTModel
+    from mindspeed_llm.runtime import device
+    from mindspeed_llm.tasks.inference.choosing import greedy
+    from mindspeed_llm.tasks.inference.generator import Generator
+    device.setup()
+    kernels.setup(options.dtype)
+    if options.isa:
+        kernels.primitives().instruction_set(options.isa)
+    model, parallel = ModelConfig(**BENCH), ParallelConfig()
+    state = parallel_state.build(model, parallel)
+    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
+    for name in chunk.parameters.specs:
+        chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
+    generator = Generator(chunk, BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+    caches, start = generator.prefill(data["ids"].tolist())
+    choose = greedy()
+
+    def decode():
+        for cache in caches:
+            cache.truncate(options.seq)
+        logits, chosen = start, []
+        for _ in range(options.tokens):
+            chosen.append(choose(logits, range(options.batch)))
+            logits = generator.decode(caches, chosen[-1])
+        return np.array(chosen)
+    return decode
+
+
+def peer(data, options):
+    """The same with PyTorch."""
+    import torch
+    from transformers import DynamicCache
+    torch.set_num_threads(options.threads)
+    model = peer_model(data, options.dtype).eval()
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        start = model(input_ids=torch.from_numpy(data["ids"]), past_key_values=cache, logits_to_keep=1).logits[:, -1]
+
+    @torch.inference_mode()
+    def decode():
+        if cache.get_seq_length() > options.seq:
+            cache.crop(options.seq - cache.get_seq_length())  # negative: so many tokens are taken off
+        logits, chosen = start, []
+        for _ in range(options.tokens):
+            chosen.append(logits.argmax(-1))
+            logits = model(input_ids=chosen[-1][:, None], past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        return torch.stack(chosen).numpy()
+    return decode
+
+
+def work(options) -> None:
+    """A worker: one turn per line on stdin, its seconds and ids as JSON on stdout."""
+    decode = {"ours": ours, "peer": peer}[options.worker](read_inputs(options.data), options)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        ids = decode()
+        print(json.dumps({"seconds": time.perf_counter() - started, "ids": ids.tolist()}), flush=True)
+
+
+def main() -> None:
+    parser = step_options(__doc__, steps=8)
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that a turn decodes for each sequence")
+    parser.add_argument("--isa", choices=CAPABILITIES, help="keep both to this instruction set")
+    parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    os.environ.update(CAPABILITIES.get(options.isa, {}))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.npz"
+        write_inputs(path, options.batch, options.seq)
+        results = alternate(Path(__file__), options, path)
+    medians = {}
+    for name, found in results.items():
+        medians[name] = statistics.median(result["seconds"] for result in found[2:])
+        print(f"{name}: median {medians[name] / options.tokens * 1000:.2f} ms a step, "
+              f"{options.batch * options.tokens / medians[name]:.0f} tokens/s")
+    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(results["ours"][2:], results["peer"][2:])]
+    same = np.mean(np.array(results["ours"][-1]["ids"]) == np.array(results["peer"][-1]["ids"]))
+    print(f"{options.dtype} {options.batch} x {options.seq}{f' {options.isa}' if options.isa else ''}: ours is "
+          f"{medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs {min(ratios):.2f}-{max(ratios):.2f}), "
+          f"{100 * same:.0f}% of the ids are the same")
+
+
+if __name__ == "__main__":
+    main()
