@@ -53,7 +53,7 @@ def test_initial_values():
 def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
     monkeypatch.setattr(parameters, "BUCKET_ELEMENTS", 700)
     late = {spec.name for spec in model_specs(MODEL) if spec.axis is None}
-    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7, bucketed=True, late=late)
+    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7, late=late)
     assert len(made.buckets) > 3
     assert [bucket.start for bucket in made.buckets[1:]] == [bucket.stop for bucket in made.buckets[:-1]]
     assert made.buckets[-1].stop == made.buffer.numel
