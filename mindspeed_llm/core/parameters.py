@@ -51,7 +51,7 @@ class ParameterSet:
         self.tensors: dict[str, Tensor] = {name: views[name] for name in self.specs}
         self.ranges = {name: ranges[name] for name in self.specs}
         self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), is_late)
-                        for start, stop, (content, is_late) in zip([0, *ends[:-1]], ends, contents, strict=True)]
+                        for start, stop, (content, is_late) in zip([0, *ends][:-1], ends, contents, strict=True)]
         self.grads = FlatBuffer(shapes, mstype.float32) if trainable else None
         self._arriving: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         if trainable:

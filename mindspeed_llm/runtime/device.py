@@ -29,8 +29,8 @@ def setup(seed: int = 1234) -> str:
             raise UserError("DEVICE_TARGET=Ascend but MindSpore finds no NPU here: use DEVICE_TARGET=CPU, or check the "
                             "driver and CANN installation")
         ms.set_device(target)
-        if target == "CPU":
-            # Asynchronous launch steals the cores from the kernels here (2-4x slower) and reports errors late.
+        if target == "CPU" or simulated():
+            # Asynchronous launch steals the cores from the kernels there (2-4x slower) and reports errors late.
             ms.runtime.launch_blocking()
         autograd.enable()
         _state["target"] = target

@@ -67,6 +67,11 @@ def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
     assert sorted(name for bucket in made.buckets for name in bucket.names) == sorted(made.specs)
 
 
+def test_a_stage_without_layers_has_nothing():
+    made = ParameterSet([], 0, 1, device.dtype("fp32"), multiple_of=4)
+    assert made.buckets == [] and made.numel() == made.buffer.numel == 0
+
+
 def test_parameters_wait_for_what_is_on_its_way():
     """A layer waits for its own values only; taking a tensor waits for all."""
     made, order = whole_model(), []
