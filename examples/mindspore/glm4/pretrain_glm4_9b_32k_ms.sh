@@ -9,9 +9,13 @@ DATA_PATH=${DATA_PATH:-./dataset/alpaca_text_document}
 TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
 
 CP=${CP:-2}
+RECOMPUTE_LAYERS=${RECOMPUTE_LAYERS:-12}    # of each pipeline stage, computed again in backward: 32K does not fit without
 
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
+if ((RECOMPUTE_LAYERS > 0)); then
+    TRAIN_ARGS+=(--recompute-granularity full --recompute-method block --recompute-num-layers "$RECOMPUTE_LAYERS")
+fi
 start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR"
 
 launch pretrain_glm4_9b_32k pretrain_gpt.py "${MODEL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CHECKPOINT_ARGS[@]}" \
