@@ -9,11 +9,10 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.sharding import BUCKET_ELEMENTS, TensorSpec, bucket_contents
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.memory import FlatBuffer, numpy_dtype
 
-BUCKET_ELEMENTS = 40_000_000  # from which a bucket is full: what is reduced and gathered at once beyond the buffers
 _BLOCK_ROWS = 4096  # a whole-model tensor is drawn in blocks of rows, so that a shard draws little more than its own
 
 
@@ -42,7 +41,7 @@ class ParameterSet:
                  trainable: bool = True, multiple_of: int = 1, late: Set[str] = frozenset()) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
-        contents = _bucket_contents(specs, tp_rank, tp_size, late)
+        contents = bucket_contents(specs, tp_rank, tp_size, late, BUCKET_ELEMENTS)
         shapes, named = _padded_shapes([content for content, _ in contents], tp_rank, tp_size, multiple_of)
         ends = np.cumsum([sum(int(np.prod(shape)) for shape in bucket) for bucket in shapes]).tolist()
         self.buffer = FlatBuffer(shapes, dtype)
@@ -120,23 +119,6 @@ class ParameterSet:
         dtype = numpy_dtype(self.dtype)
         for name, spec in self.specs.items():
             self.load(name, _initial_shard(spec, self.tp_rank, self.tp_size, model, seed).astype(dtype))
-
-
-def _bucket_contents(specs: list[TensorSpec], rank: int, size: int,
-                     late: Set[str]) -> list[tuple[list[TensorSpec], bool]]:
-    """Early parameters in forward order, cut where BUCKET_ELEMENTS is reached; then the late ones."""
-    contents: list[tuple[list[TensorSpec], bool]] = []
-    filled = BUCKET_ELEMENTS
-    for spec in specs:
-        if spec.name in late:
-            continue
-        if filled >= BUCKET_ELEMENTS:
-            contents.append(([], False))
-            filled = 0
-        contents[-1][0].append(spec)
-        filled += int(np.prod(spec.local_shape(rank, size)))
-    last = [spec for spec in specs if spec.name in late]
-    return [*contents, (last, True)] if last else contents
 
 
 def _padded_shapes(contents: list[list[TensorSpec]], rank: int, size: int,

@@ -129,7 +129,7 @@ def cross_entropy(tp: Group, sp: bool) -> dict[str, float]:
     one_hot = np.eye(MODEL.padded_vocab_size)[labels]
     d_logits = (np.exp(wide - lse) - one_hot) * grad[..., None]
     w = parameter(cut.along(weight, 0))
-    with patch.object(output_loss, "CHUNK_ROWS", 12):
+    with patch.object(output_loss, "LOGITS_ROWS", 12):
         seen = through(lambda t: output_loss.output_cross_entropy(t, w, Tensor(labels), tp, sp), cut.along(x, rows), grad)
     return errors(seen | {"weight": w.main_grad.asnumpy()},
                   {"output": (lse - (wide * one_hot).sum(-1, keepdims=True))[..., 0],

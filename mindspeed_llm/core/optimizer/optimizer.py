@@ -15,8 +15,9 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.training import OptimizerConfig
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
-from mindspeed_llm.core.optimizer.reduction import UNDER_WAY, GradientReducer, shard
+from mindspeed_llm.core.optimizer.reduction import GradientReducer, shard
 from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.core.sharding import UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_gather
 from mindspeed_llm.runtime.memory import FlatBuffer
 

@@ -9,9 +9,8 @@ section 3.2.
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import Bucket
+from mindspeed_llm.core.sharding import UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_reduce, start_reduce_scatter
-
-UNDER_WAY = 2  # buckets that travel at once when nothing is computed meanwhile: their results lie beside the buffers
 
 
 def shard(bucket: Bucket, state: ParallelState, distributed: bool) -> tuple[int, int]:

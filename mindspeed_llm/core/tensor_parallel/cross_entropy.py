@@ -1,6 +1,6 @@
 """Output layer and cross entropy in one, over a vocabulary that is cut over tensor-parallel ranks.
 
-No rank holds all logits of a token, or the logits of more than CHUNK_ROWS tokens: with a vocabulary of 151,552 the logits
+No rank holds all logits of a token, or the logits of more than LOGITS_ROWS tokens: with a vocabulary of 151,552 the logits
 of one long sequence would take more memory than all layers together. A rank reduces its logits to three numbers per token
 (maximum, sum of exponentials, the label's logit); one gather of these gives every rank the log-sum-exp and the loss.
 Backward computes the logits again from the input, a chunk at a time, as activations are in Chen et al., "Training Deep
@@ -11,6 +11,7 @@ normalizer calculation for softmax", 2018.
 from mindspore import Tensor, mint
 
 from mindspeed_llm import kernels
+from mindspeed_llm.core.sharding import LOGITS_ROWS
 from mindspeed_llm.runtime.autograd import Function, accumulate_grad
 from mindspeed_llm.runtime.collectives import (
     Group,
@@ -20,16 +21,12 @@ from mindspeed_llm.runtime.collectives import (
     start_reduce_scatter,
 )
 
-# Tokens whose logits exist at once. Enough that a product costs more than reading the weight and its gradient for it;
-# with a quarter of GLM4's vocabulary on a rank, a chunk's logits in bf16 are 300 MB.
-CHUNK_ROWS = 4096
-
 
 def output_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
     """Loss of every token, fp32 `(S, B)`: `x (S, B, H)` (`(S/T, B, H)` with sequence parallelism) times the output layer's
     `weight (V/T, H)` are the logits, int32 `labels (S, B)` the right ones.
 
-    Gradients as in `column_parallel_linear`. Up to CHUNK_ROWS tokens the logits are kept for backward; more are cut into
+    Gradients as in `column_parallel_linear`. Up to LOGITS_ROWS tokens the logits are kept for backward; more are cut into
     equal chunks and computed twice.
     """
     return _OutputCrossEntropy.apply(x, weight, labels, group, sequence_parallel)
@@ -86,8 +83,8 @@ def _d_logits(rows: Tensor, weight: Tensor, kept: list[Tensor], group: Group, la
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Equal parts of at most CHUNK_ROWS rows, of every tensor alike."""
-    count = -(-tensors[0].shape[0] // CHUNK_ROWS)
+    """Equal parts of at most LOGITS_ROWS rows, of every tensor alike."""
+    count = -(-tensors[0].shape[0] // LOGITS_ROWS)
     return [tensors] if count == 1 else list(zip(*(tensor.chunk(count) for tensor in tensors), strict=True))
 
 

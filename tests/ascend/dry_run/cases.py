@@ -65,7 +65,7 @@ LAYOUTS = {
 def layout(name: str) -> None:
     """One iteration of training under `LAYOUTS[name]`."""
     batches.Batches = FullLength
-    cross_entropy.CHUNK_ROWS = 24 if name == "head in chunks" else 4096
+    cross_entropy.LOGITS_ROWS = 24 if name == "head in chunks" else 4096
     training.run(parse("pretrain", f"{TINY} {LAYOUTS[name]}".split()))
     ms.runtime.synchronize()
 
