@@ -86,7 +86,7 @@ def primitives(dtype: str) -> None:
     assert p.embedding_fwd(weight, _ids(6, 2), 16).shape == x.shape
     norm, norm_main = made(32), made(32, dtype=wide)
     total, normed, rstd = p.add_rms_norm_fwd(x, x, norm, 1e-5)
-    assert normed.shape == total.shape == x.shape and rstd.shape == (6, 2)
+    assert normed.shape == total.shape == x.shape and rstd.size == 12
     for accumulate, more in ((False, None), (True, x)):
         assert p.rms_norm_bwd(x, total, norm, rstd, norm_main, accumulate, more).dtype == x.dtype
     logits, ids = made(12, 64), _ids(12)
@@ -102,7 +102,6 @@ def primitives(dtype: str) -> None:
     p.adamw(made(10), *flat, lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=1, grad_scale=1.0)
     p.scale(flat[0], 2.0)
     p.accumulate(flat[0], flat[1])
-    assert p.sum_squares(flat[0]) == 0.0, "a simulation computes nothing"
 
 
 def differentiable(dtype: str) -> None:
