@@ -1,6 +1,6 @@
 """Run by test_dry_run.py on simulated Ascend, in a process for one rank of RANK_SIZE: python cases.py OUT NAME...
 
-Writes {name: "" or what went wrong} to OUT. Every case goes through the code that a real NPU would run; what is computed is
+Writes {name: "" or what went wrong} to OUT; exit status 1 if anything did. On a real NPU too (docs/ascend.md). Every case goes through the code that a real NPU would run; what is computed is
 zero everywhere. Cases of several ranks run in one process: a rank may be in any number of layouts, one after the other.
 """
 
@@ -126,7 +126,7 @@ def collective_calls() -> None:
     me = world.rank
     pair = collectives.new_group(f"dry_{me // 2}", (me // 2 * 2, me // 2 * 2 + 1))
     for group in (world, pair):
-        n, peer = group.size, (group.rank + 1) % group.size
+        n, following, previous = group.size, (group.rank + 1) % group.size, (group.rank - 1) % group.size
         for dtype in (ms.float32, ms.bfloat16, ms.float16, ms.int32):
             tensor = mint.ones((2 * n, 3), dtype=dtype)
             if dtype != ms.int32:
@@ -140,8 +140,8 @@ def collective_calls() -> None:
             assert collectives.broadcast(tensor, group, n - 1).shape == tensor.shape
             parts = collectives.all_to_all([tensor] * n, group)
             assert [part.shape for part in parts] == [tensor.shape] * n
-            handle = collectives.start_exchange([(tensor, peer)], [((4,), dtype, peer)], group)
-            assert [part.shape for part in collectives.finish_exchange(handle)] == [(4,)]
+            handle = collectives.start_exchange([(tensor, following)], [(tensor.shape, dtype, previous)], group)
+            assert [part.shape for part in collectives.finish_exchange(handle)] == [tensor.shape]
     collectives.barrier()
 
 
@@ -211,6 +211,7 @@ def main() -> None:
         except Exception:   # the next case is to run too
             results[name] = traceback.format_exc()
     Path(sys.argv[1]).write_text(json.dumps(results), encoding="utf-8")
+    sys.exit(any(results.values()))
 
 
 if __name__ == "__main__":

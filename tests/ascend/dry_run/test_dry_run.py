@@ -5,7 +5,6 @@ itself, the first and the last of eight.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import stubs
-
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 ALONE = ["kernels fp32", "kernels bf16", "kernels fp16", "tape bf16", "tape fp16", "generation", "save and load fp32",
          "save and load bf16"]
 # What the first and the last rank do alike, and what they do not: another pipeline stage or part of the sequence.
@@ -27,19 +23,6 @@ DIFFERENT = ["collectives", "generation tp2 pp2", "train pp2", "train pp4 fp16",
              "train tp2 sp pp2 cp2", "train head in chunks"]
 # (ranks, this one): cases
 RUNS = {(1, 0): ALONE, (8, 0): ALIKE + DIFFERENT, (8, 7): DIFFERENT}
-
-
-@pytest.fixture(scope="session")
-def simulation(tmp_path_factory):
-    """Variables of a process with a simulated NPU."""
-    try:
-        variables = stubs.environment(tmp_path_factory.mktemp("stubs"))
-    except RuntimeError as reason:
-        pytest.skip(f"no simulated NPU: {reason}")
-    paths = [variables.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")), str(ROOT)]
-    dropped = ("DEVICE_TARGET", "MINDSPEED_LLM_KERNELS", "RANK_SIZE", "RANK_ID", "DEVICE_ID")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return {**kept, **variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @pytest.fixture(scope="module")
