@@ -15,7 +15,7 @@ from mindspeed_llm.core.context_parallel.ulysses import ulysses_attention
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
-from mindspeed_llm.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from mindspeed_llm.core.tensor_parallel.cross_entropy import output_cross_entropy
 from mindspeed_llm.core.tensor_parallel.layers import column_parallel_linear, vocab_parallel_embedding
 from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLayer
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
@@ -40,8 +40,7 @@ class GPTModel:
         self.last = state.is_last_stage and virtual_stage == len(chunks) - 1
         specs = chunk_specs(model, chunks[virtual_stage], first=self.first, last=self.last)
         self.parameters = ParameterSet(specs, state.tp.rank, state.tp.size, dtype, trainable=trainable,
-                                       multiple_of=multiple_of, bucketed=trainable and parallel.overlap_grad_reduce,
-                                       late=self._late_gradients(specs))
+                                       multiple_of=multiple_of, late=self._late_gradients(specs))
         self.layers = [TransformerLayer(model, state, self.parameters, number) for number in chunks[virtual_stage]]
         self.rotary = RotaryEmbedding(model)
 
@@ -89,13 +88,16 @@ class GPTModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Output of the last layer -> this rank's vocabulary shard of the logits `(S, B, V/T)`."""
-        normed = kernels.rms_norm(hidden, self.parameters[FINAL_NORM], self.model.norm_epsilon)
-        weight = self.parameters[OUTPUT if self.model.untie_embeddings_and_output_weights else EMBEDDING]
-        return column_parallel_linear(normed, weight, None, self.state.tp, self.state.sequence_parallel)
+        return column_parallel_linear(*self._output_operands(hidden), None, self.state.tp, self.state.sequence_parallel)
 
     def token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of every token, fp32 `(S, B)`, for int32 `labels (S, B)`."""
-        return vocab_parallel_cross_entropy(self.logits(hidden), labels, self.state.tp)
+        return output_cross_entropy(*self._output_operands(hidden), labels, self.state.tp, self.state.sequence_parallel)
+
+    def _output_operands(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The output layer's input and weight."""
+        normed = kernels.rms_norm(hidden, self.parameters[FINAL_NORM], self.model.norm_epsilon)
+        return normed, self.parameters[OUTPUT if self.model.untie_embeddings_and_output_weights else EMBEDDING]
 
     def _layer_blocks(self) -> list[tuple[list[TransformerLayer], bool]]:
         """The layers in the units in which activations are kept: (layers, whether backward computes them again).

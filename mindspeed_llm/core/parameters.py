@@ -9,11 +9,10 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.sharding import BUCKET_ELEMENTS, TensorSpec, bucket_contents
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.memory import FlatBuffer, numpy_dtype
 
-BUCKET_ELEMENTS = 40_000_000  # of a gradient bucket that is reduced while backward goes on
 _BLOCK_ROWS = 4096  # a whole-model tensor is drawn in blocks of rows, so that a shard draws little more than its own
 
 
@@ -31,28 +30,27 @@ class Bucket:
 
 
 class ParameterSet:
-    """Tensors of one rank by global name, in one flat buffer, each with its `main_grad` in a second one (fp32).
+    """Tensors of one rank by global name, in a flat buffer, each with its `main_grad` in a second one (fp32).
 
-    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). Every bucket is
-    padded to a multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks. Without
-    `bucketed` there is one bucket, in forward order; with it there are several, and the parameters named in `late` have
-    one of their own at the end.
+    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). They lie in buckets,
+    in forward order; the parameters named in `late` have one of their own at the end. Every bucket is padded to a
+    multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks.
     """
 
     def __init__(self, specs: list[TensorSpec], tp_rank: int, tp_size: int, dtype: mstype.Type, *,
-                 trainable: bool = True, multiple_of: int = 1, bucketed: bool = False,
-                 late: Set[str] = frozenset()) -> None:
+                 trainable: bool = True, multiple_of: int = 1, late: Set[str] = frozenset()) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
-        contents = _bucket_contents(specs, tp_rank, tp_size, late) if bucketed else [(specs, True)]
-        shapes, named, ends = _padded_shapes([content for content, _ in contents], tp_rank, tp_size, multiple_of)
+        contents = bucket_contents(specs, tp_rank, tp_size, late, BUCKET_ELEMENTS)
+        shapes, named = _padded_shapes([content for content, _ in contents], tp_rank, tp_size, multiple_of)
+        ends = np.cumsum([sum(int(np.prod(shape)) for shape in bucket) for bucket in shapes]).tolist()
         self.buffer = FlatBuffer(shapes, dtype)
         views = dict(zip(named, self.buffer.views, strict=True))
         ranges = dict(zip(named, zip(self.buffer.offsets[:-1], self.buffer.offsets[1:], strict=True), strict=True))
         self.tensors: dict[str, Tensor] = {name: views[name] for name in self.specs}
         self.ranges = {name: ranges[name] for name in self.specs}
         self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), is_late)
-                        for start, stop, (content, is_late) in zip([0, *ends[:-1]], ends, contents, strict=True)]
+                        for start, stop, (content, is_late) in zip([0, *ends][:-1], ends, contents, strict=True)]
         self.grads = FlatBuffer(shapes, mstype.float32) if trainable else None
         self._arriving: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         if trainable:
@@ -73,14 +71,14 @@ class ParameterSet:
         while any(name.startswith(prefix) for names, _ in self._arriving for name in names):
             self._arriving.pop(0)[1]()
 
+    def settle_all_but(self, count: int) -> None:
+        """Wait for the oldest of what is on its way, until at most `count` are left."""
+        while len(self._arriving) > count:
+            self._arriving.pop(0)[1]()
+
     def place(self, bucket: Bucket, values: Tensor) -> None:
         """Put a bucket's values, flat and padded, into the parameters."""
         self.buffer.store(bucket.start, values)
-        if not self.buffer.shared:
-            for name in bucket.names:
-                start, stop = self.ranges[name]
-                tensor = self.tensors[name]
-                tensor.copy_(values[start - bucket.start:stop - bucket.start].reshape(tensor.shape))
 
     def __getitem__(self, name: str) -> Tensor:
         self.settle()
@@ -121,38 +119,18 @@ class ParameterSet:
         dtype = numpy_dtype(self.dtype)
         for name, spec in self.specs.items():
             self.load(name, _initial_shard(spec, self.tp_rank, self.tp_size, model, seed).astype(dtype))
-        self.buffer.push()
-
-
-def _bucket_contents(specs: list[TensorSpec], rank: int, size: int,
-                     late: Set[str]) -> list[tuple[list[TensorSpec], bool]]:
-    """Early parameters in forward order, cut where BUCKET_ELEMENTS is reached; then the late ones."""
-    contents: list[tuple[list[TensorSpec], bool]] = []
-    filled = BUCKET_ELEMENTS
-    for spec in specs:
-        if spec.name in late:
-            continue
-        if filled >= BUCKET_ELEMENTS:
-            contents.append(([], False))
-            filled = 0
-        contents[-1][0].append(spec)
-        filled += int(np.prod(spec.local_shape(rank, size)))
-    return [*contents, ([spec for spec in specs if spec.name in late], True)]
 
 
 def _padded_shapes(contents: list[list[TensorSpec]], rank: int, size: int,
-                   multiple_of: int) -> tuple[list[tuple[int, ...]], list[str], list[int]]:
-    """Shapes and names of all buffer entries, with one that pads each bucket that needs it, and the buckets' ends."""
-    shapes, names, ends, end = [], [], [], 0
+                   multiple_of: int) -> tuple[list[list[tuple[int, ...]]], list[str]]:
+    """Shapes of each bucket's entries, with one that pads each bucket that needs it, and the names of all entries."""
+    shapes, names = [], []
     for number, content in enumerate(contents):
         local = [spec.local_shape(rank, size) for spec in content]
-        end += sum(int(np.prod(shape)) for shape in local)
-        padding = -end % multiple_of
-        shapes += [*local, (padding,)] if padding else local
+        padding = -sum(int(np.prod(shape)) for shape in local) % multiple_of
+        shapes.append([*local, (padding,)] if padding else local)
         names += [*(spec.name for spec in content), *([f"padding of bucket {number}"] if padding else [])]
-        end += padding
-        ends.append(end)
-    return shapes, names, ends
+    return shapes, names
 
 
 def _initial_shard(spec: TensorSpec, rank: int, size: int, model: ModelConfig, seed: int) -> np.ndarray:

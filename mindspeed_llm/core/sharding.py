@@ -10,12 +10,19 @@ Row order of the global tensors is Megatron's: `linear_qkv` is grouped per query
 `[gate; up]` over the whole width.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from mindspeed_llm.config.model import ModelConfig
 
 Segments = tuple[tuple[int, int], ...]
+
+BUCKET_ELEMENTS = 40_000_000  # from which a bucket is full: what is reduced and gathered at once beyond the buffers
+UNDER_WAY = 2  # buckets that travel at once when nothing is computed meanwhile: their results lie beside the buffers
+# Tokens whose logits exist at once. Enough that a product costs more than reading the output layer's weight and gradient
+# for it; with half of GLM4's vocabulary on a rank, a chunk's logits in bf16 are 620 MB.
+LOGITS_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -157,3 +164,22 @@ def model_specs(model: ModelConfig, noop_layers: tuple[int, ...] = ()) -> list[T
     """Every parameter of the whole model, in forward order."""
     layers = tuple(i for i in range(model.num_layers) if i not in noop_layers)
     return chunk_specs(model, layers, first=True, last=True)
+
+
+def bucket_contents(specs: list[TensorSpec], rank: int, size: int, late: Set[str],
+                    full: int = BUCKET_ELEMENTS) -> list[tuple[list[TensorSpec], bool]]:
+    """The parameters of every bucket, and whether they are the late ones: early ones in forward order, cut where `full`
+    elements are reached; then the `late` ones, if there are any.
+    """
+    contents: list[tuple[list[TensorSpec], bool]] = []
+    filled = full
+    for spec in specs:
+        if spec.name in late:
+            continue
+        if filled >= full:
+            contents.append(([], False))
+            filled = 0
+        contents[-1][0].append(spec)
+        filled += math.prod(spec.local_shape(rank, size))
+    last = [spec for spec in specs if spec.name in late]
+    return [*contents, (last, True)] if last else contents

@@ -17,7 +17,7 @@ _state = {"target": None, "resident_after_import": 0}
 
 
 def setup(seed: int = 1234) -> str:
-    """Choose the device from DEVICE_TARGET (default: Ascend if one is present, else CPU) and start recording.
+    """Choose the device from DEVICE_TARGET (default: Ascend if one is present or simulated, else CPU) and start recording.
 
     Returns the target's name. Safe to call again. Raises UserError for an unknown or absent target.
     """
@@ -29,8 +29,8 @@ def setup(seed: int = 1234) -> str:
             raise UserError("DEVICE_TARGET=Ascend but MindSpore finds no NPU here: use DEVICE_TARGET=CPU, or check the "
                             "driver and CANN installation")
         ms.set_device(target)
-        if target == "CPU":
-            # Asynchronous launch steals the cores from the kernels here (2-4x slower) and reports errors late.
+        if target == "CPU" or simulated():
+            # Asynchronous launch steals the cores from the kernels there (2-4x slower) and reports errors late.
             ms.runtime.launch_blocking()
         autograd.enable()
         _state["target"] = target
@@ -38,6 +38,20 @@ def setup(seed: int = 1234) -> str:
     ms.set_seed(seed)
     np.random.seed(seed % 2**32)
     return _state["target"]
+
+
+def simulated() -> bool:
+    """Whether MindSpore is asked to simulate an NPU (MS_SIMULATION_LEVEL): it dispatches and allocates but computes
+    nothing.
+    """
+    return bool(os.environ.get("MS_SIMULATION_LEVEL"))
+
+
+def notes() -> list[str]:
+    """Lines about the chosen device that a job prints once."""
+    if simulated() and not on_cpu():
+        return ["MS_SIMULATION_LEVEL is set: Ascend is simulated, nothing is computed, every value below is meaningless"]
+    return []
 
 
 def target() -> str:
@@ -66,7 +80,7 @@ def peak_memory_mb() -> float:
 
 def _ascend_present() -> bool:
     # The driver's device nodes: asking MindSpore would load the Ascend plugin and complain loudly where there is none.
-    return any(Path("/dev").glob("davinci[0-9]*"))
+    return simulated() or any(Path("/dev").glob("davinci[0-9]*"))
 
 
 def _status_kb(field: str) -> int:

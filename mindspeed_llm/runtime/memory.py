@@ -1,11 +1,12 @@
 """Flat buffers: one stretch of memory for many tensors, so that reductions and gathers move few, large messages."""
 
+from bisect import bisect_right
+
 import numpy as np
-from mindspore import Tensor, mint, ops
+from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
-from mindspeed_llm.runtime import device
-
+from mindspeed_llm.runtime import autograd, device
 
 _BFLOAT16 = Tensor(0.0, mstype.bfloat16).asnumpy().dtype  # MindSpore's own; numpy has none
 _NUMPY_DTYPES = {mstype.float32: np.dtype(np.float32), mstype.float16: np.dtype(np.float16), mstype.bfloat16: _BFLOAT16,
@@ -18,55 +19,54 @@ def numpy_dtype(dtype: mstype.Type) -> np.dtype:
 
 
 class FlatBuffer:
-    """Tensors of the given shapes, and one flat tensor of all of them in order.
+    """Tensors that lie one after another in memory: `views`, in groups of which each is one stretch of memory.
 
-    On CPU `views` and `flat` share memory. On Ascend the views are tensors of their own: `pull` copies them into `flat`,
-    `push` copies `flat` into them; on CPU both do nothing. Zero at the start.
+    `groups` gives the shapes. Elements are numbered over all of them: entry n is `offsets[n]` to `offsets[n + 1]`, and a
+    range that `slice` or `store` takes lies within one group. Everything is in memory once: a view, a slice and a store
+    of the same elements see one another. A group is a single tensor, whose operators count elements in 32 bits on some
+    devices: keep it below 2^31. Zero at the start.
     """
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtype: mstype.Type) -> None:
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        self.offsets = [0, *np.cumsum(sizes).tolist()]
-        self.numel = self.offsets[-1]
+    def __init__(self, groups: list[list[tuple[int, ...]]], dtype: mstype.Type) -> None:
         self.dtype = dtype
-        self.shared = device.on_cpu()
-        if self.shared:
-            self._memory = np.zeros(self.numel, numpy_dtype(dtype))
-            self.flat = Tensor.from_numpy(self._memory)
-            self.views = [Tensor.from_numpy(self._memory[start:stop].reshape(shape))
-                          for start, stop, shape in zip(self.offsets[:-1], self.offsets[1:], shapes, strict=True)]
-        else:
-            self.flat = mint.zeros((self.numel,), dtype=dtype)
-            self.views = [mint.zeros(shape, dtype=dtype) for shape in shapes]
+        sizes = [[int(np.prod(shape)) for shape in group] for group in groups]
+        self.offsets = [0, *np.cumsum([size for group in sizes for size in group]).tolist()]
+        self.numel = self.offsets[-1]
+        self._starts = [0, *np.cumsum([sum(group) for group in sizes]).tolist()]
+        self._memory = [_zeros(sum(group), dtype) for group in sizes]
+        shapes = [shape for group in groups for shape in group]
+        self.views = [self.slice(start, stop, shape)
+                      for start, stop, shape in zip(self.offsets[:-1], self.offsets[1:], shapes, strict=True)]
 
-    def slice(self, start: int, stop: int) -> Tensor:
-        """Elements start to stop of the flat tensor; on CPU in the same memory."""
-        return Tensor.from_numpy(self._memory[start:stop]) if self.shared else self.flat[start:stop]
+    def slice(self, start: int, stop: int, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Elements start to stop, flat or in the given shape, in the same memory."""
+        memory, first = self._group(start, stop)
+        part = memory[start - first:stop - first]
+        if isinstance(part, np.ndarray):
+            return Tensor.from_numpy(part.reshape(shape or -1))
+        with autograd.no_grad():
+            return part.view(shape or (stop - start,))
 
     def store(self, start: int, tensor: Tensor) -> None:
-        """Copy a flat `tensor` of the buffer's dtype into the flat tensor from element `start` on."""
-        stop = start + tensor.size
-        if self.shared:
-            self._memory[start:stop] = tensor.asnumpy()
+        """Copy a flat `tensor` of the buffer's dtype to element `start` and those after it."""
+        memory, first = self._group(start, start + tensor.size)
+        if isinstance(memory, np.ndarray):
+            memory[start - first:start - first + tensor.size] = tensor.asnumpy()
         else:
-            self.flat[start:stop] = tensor
+            with autograd.no_grad():    # views may be leaves of the tape, which must not see them change
+                memory[start - first:start - first + tensor.size].copy_(tensor)
 
-    def write_back(self, start: int, tensor: Tensor) -> None:
-        """Put a tensor obtained by `slice` and changed in place back; on CPU it never left."""
-        if not self.shared:
-            self.store(start, tensor)
+    def _group(self, start: int, stop: int) -> tuple[np.ndarray | Tensor, int]:
+        """The memory that holds elements start to stop, and the number of its first one."""
+        group = bisect_right(self._starts, start, hi=len(self._memory)) - 1
+        if stop > self._starts[group + 1]:
+            raise ValueError(f"elements {start} to {stop} are not in one group: it ends at {self._starts[group + 1]}")
+        return self._memory[group], self._starts[group]
 
-    def pull(self) -> Tensor:
-        """The flat tensor with the views' current values."""
-        if not self.shared:
-            self.flat = ops.cat([view.reshape(-1) for view in self.views])
-        return self.flat
 
-    def push(self) -> None:
-        """Give the views the flat tensor's current values."""
-        if not self.shared:
-            for view, start, stop in zip(self.views, self.offsets[:-1], self.offsets[1:], strict=True):
-                view.copy_(self.flat[start:stop].reshape(view.shape))
+def _zeros(count: int, dtype: mstype.Type) -> np.ndarray | Tensor:
+    """Memory of a group: on CPU a numpy array, which tensors share, as MindSpore cannot write into a tensor's slice there."""
+    return np.zeros(count, numpy_dtype(dtype)) if device.on_cpu() else mint.zeros((count,), dtype=dtype)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:

@@ -82,7 +82,6 @@ def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) 
         parameters = chunk.parameters
         for name, spec in parameters.specs.items():
             parameters.load(name, source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
-        parameters.buffer.push()
 
 
 def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:

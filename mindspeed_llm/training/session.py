@@ -47,7 +47,7 @@ def start(model: ModelConfig, parallel: ParallelConfig, params_dtype: str, notes
     """Build the groups, choose the kernels, print `notes` and what was chosen. Call `join` first."""
     session = Session(parallel_state.build(model, parallel), params_dtype)
     state = session.state
-    session.say(*notes, *kernels.setup(params_dtype),
+    session.say(*notes, *device.notes(), *kernels.setup(params_dtype),
                 f"ranks: {state.world.size} = tensor {state.tp.size} x context {state.cp.size} x data {state.dp.size} x "
                 f"pipeline {state.pp.size}{', sequence parallel' if state.sequence_parallel else ''}")
     return session

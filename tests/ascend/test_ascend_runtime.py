@@ -1,4 +1,4 @@
-"""The parts of `runtime` that differ on Ascend: choosing the device, its memory, buffers that share none."""
+"""The parts of `runtime` that differ on Ascend: choosing the device, its memory, buffers."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from contract import Recorder, called_names, names
 from emulator import array, tensor
-from mindspore import Tensor, mint, ops
+from mindspore import Tensor, mint
 
 from mindspeed_llm import kernels
 from mindspeed_llm.config.errors import UserError
@@ -58,56 +58,62 @@ def test_the_backend_follows_the_device(calls, monkeypatch):
         kernels.setup("bf16")
 
 
-class _Slices:
-    """A flat tensor on an NPU, of which slices are read and written: MindSpore's CPU operators cannot."""
+class _DeviceMemory:
+    """A tensor on an NPU, whose slices and views are the same memory: MindSpore's CPU tensors do not write through."""
 
     def __init__(self, values, dtype):
-        self.values, self.dtype = np.array(values, np.float64), dtype
+        self.values, self.dtype, self.shape = values, dtype, values.shape
 
     def __getitem__(self, index):
-        return tensor(self.values[index], self.dtype)
+        assert index.step is None, "only a plain slice is a view"
+        return _DeviceMemory(self.values[index], self.dtype)
 
-    def __setitem__(self, index, given):
-        assert given.dtype == self.dtype and given.shape == self.values[index].shape
-        self.values[index] = array(given)
+    def view(self, shape):
+        return _DeviceMemory(self.values.reshape(shape), self.dtype)
+
+    def copy_(self, source):
+        assert source.dtype == self.dtype and source.shape == self.shape
+        self.values[...] = array(source)
 
 
-def _cat(tensors, axis=0):
-    return _Slices(np.concatenate([array(part) for part in tensors], axis), tensors[0].dtype)
+def _numbers(tensor_or_memory):
+    return getattr(tensor_or_memory, "values", None) if isinstance(tensor_or_memory, _DeviceMemory) \
+        else array(tensor_or_memory)
 
 
 def _script(buffer, base):
-    """A use of every method, and what the buffer holds after each step that makes a difference."""
-    seen = []
+    """A use of every method, and what views and slices hold after it."""
     for number, view in enumerate(buffer.views):
         view.copy_(tensor(np.full(view.shape, base + number), view.dtype))
-    seen.append(array(buffer.pull()[:]))
-    part = buffer.slice(2, 5)
-    part.copy_(part * 2)
-    buffer.write_back(2, part)
-    buffer.store(6, tensor(np.array([50, 60]), buffer.dtype))
-    buffer.push()
-    seen += [array(view) for view in buffer.views]
-    return seen
+    buffer.slice(2, 5).copy_(tensor(np.array([20, 30, 40]), buffer.dtype))
+    buffer.store(7, tensor(np.array([50, 60]), buffer.dtype))
+    return [_numbers(part) for part in (*buffer.views, buffer.slice(0, 7), buffer.slice(7, 10), buffer.slice(1, 3))]
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
-def test_separate_buffers_behave_as_shared_ones(monkeypatch, dtype):
+def test_buffers_hold_everything_once_on_both_devices(monkeypatch, dtype):
     device.setup()
-    shapes, noted = [(2, 2), (3,), (1,), (2,)], []  # the last one is padding, as ParameterSet makes it
-    for name, real in (("mint", mint), ("ops", ops)):
-        monkeypatch.setattr(memory, name, Recorder(real, name, {"ops.cat": _cat}, noted))
-    shared = _script(memory.FlatBuffer(shapes, dtype), 3)
+    groups, noted = [[(2, 2), (3,)], [(1,), (2,)]], []  # the last one is padding, as ParameterSet makes it
+    zeros = {"mint.zeros": lambda shape, dtype: _DeviceMemory(np.zeros(shape), dtype)}
+    monkeypatch.setattr(memory, "mint", Recorder(mint, "mint", zeros, noted))
+    on_cpu = _script(memory.FlatBuffer(groups, dtype), 3)
     with monkeypatch.context() as patch:
         patch.setattr(device, "on_cpu", lambda: False)
-        separate = memory.FlatBuffer(shapes, dtype)
-        assert not separate.shared and separate.numel == 10
-        results = _script(separate, 3)
+        buffer = memory.FlatBuffer(groups, dtype)
+        assert buffer.numel == 10 and buffer.offsets == [0, 4, 7, 8, 10]
+        on_npu = _script(buffer, 3)
         assert np.array_equal(memory.from_numpy(np.arange(3, dtype=np.int32)).asnumpy(), [0, 1, 2])
-    for ours, theirs in zip(results, shared, strict=True):
-        assert np.array_equal(ours, theirs)
-    written = called_names(Path(memory.__file__), {"mint", "ops"})
+    assert [part.tolist() for part in on_npu] == [part.tolist() for part in on_cpu] == [
+        [[3, 3], [20, 30]], [40, 4, 4], [50], [60, 6], [3, 3, 20, 30, 40, 4, 4], [50, 60, 6], [3, 20]]
+    written = called_names(Path(memory.__file__), {"mint"})
     assert written and written <= names(noted), written - names(noted)
+
+
+def test_a_range_over_two_groups_is_refused():
+    device.setup()
+    buffer = memory.FlatBuffer([[(4,)], [(4,)]], ms.float32)
+    with pytest.raises(ValueError, match="elements 3 to 5 are not in one group: it ends at 4"):
+        buffer.slice(3, 5)
 
 
 def test_bf16_arrays_become_tensors(monkeypatch):

@@ -53,7 +53,7 @@ def test_initial_values():
 def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
     monkeypatch.setattr(parameters, "BUCKET_ELEMENTS", 700)
     late = {spec.name for spec in model_specs(MODEL) if spec.axis is None}
-    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7, bucketed=True, late=late)
+    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7, late=late)
     assert len(made.buckets) > 3
     assert [bucket.start for bucket in made.buckets[1:]] == [bucket.stop for bucket in made.buckets[:-1]]
     assert made.buckets[-1].stop == made.buffer.numel
@@ -65,6 +65,11 @@ def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
             assert bucket.start <= start <= stop <= bucket.stop
             assert stop - start == made[name].size
     assert sorted(name for bucket in made.buckets for name in bucket.names) == sorted(made.specs)
+
+
+def test_a_stage_without_layers_has_nothing():
+    made = ParameterSet([], 0, 1, device.dtype("fp32"), multiple_of=4)
+    assert made.buckets == [] and made.numel() == made.buffer.numel == 0
 
 
 def test_parameters_wait_for_what_is_on_its_way():

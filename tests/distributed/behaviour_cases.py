@@ -59,9 +59,10 @@ def bad_gradient(world: Group) -> dict:
     if world.rank == 3:
         for name in ("decoder.layers.3.mlp.linear_fc2.weight", "output_layer.weight"):
             trial.chunks[0].parameters[name].main_grad.asnumpy().reshape(-1)[5] = np.nan
-    before = trial.chunks[0].parameters.buffer.flat.asnumpy().copy()
+    buffer = trial.chunks[0].parameters.buffer
+    before = [view.asnumpy().copy() for view in buffer.views]
     result = optimizer.step(1e-3, trial.grad_scale)
-    unchanged = bool((trial.chunks[0].parameters.buffer.flat.asnumpy() == before).all())
+    unchanged = all((view.asnumpy() == values).all() for view, values in zip(buffer.views, before, strict=True))
     return {"updated": result.updated, "unchanged": unchanged, "steps": optimizer.step_count,
             "name": gradients.first_bad_anywhere(trial.chunks, trial.state)}
 

@@ -24,8 +24,8 @@ from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.core.tensor_parallel import cross_entropy as output_loss
 from mindspeed_llm.core.tensor_parallel import layers
-from mindspeed_llm.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_llm.runtime import autograd, collectives, device
 from mindspeed_llm.runtime.collectives import Group
 
@@ -116,18 +116,25 @@ def embedding(tp: Group, sp: bool) -> dict[str, float]:
                   {"output": cut.along(plain["output"], rows), "weight": cut.along(whole.main_grad.asnumpy(), 0)})
 
 
-def cross_entropy(tp: Group, _: bool) -> dict[str, float]:
-    """Against numpy in fp64; logits far enough apart that exp without the shared maximum would overflow."""
-    logits, labels = 300 * draw("logits", LENGTH, BATCH, MODEL.padded_vocab_size), tokens("labels")
-    grad, cut = np.abs(draw("g", LENGTH, BATCH)), Cut(tp)
-    wide = logits.astype(np.float64)
+def cross_entropy(tp: Group, sp: bool) -> dict[str, float]:
+    """Against numpy in fp64; logits far enough apart that exp without the shared maximum would overflow. In chunks of
+    11, 11 and 10 tokens.
+    """
+    x, weight = 300 * draw("x", LENGTH, BATCH, 32), draw("w", MODEL.padded_vocab_size, 32)
+    labels, grad = tokens("labels"), np.abs(draw("g", LENGTH, BATCH))
+    cut, rows = Cut(tp), 0 if sp else None
+    wide = x.astype(np.float64) @ weight.astype(np.float64).T
     wide -= wide.max(-1, keepdims=True)
     lse = np.log(np.exp(wide).sum(-1, keepdims=True))
     one_hot = np.eye(MODEL.padded_vocab_size)[labels]
-    expected = {"output": (lse - (wide * one_hot).sum(-1, keepdims=True))[..., 0],
-                "input": cut.along((np.exp(wide - lse) - one_hot) * grad[..., None], 2)}
-    return errors(through(lambda t: vocab_parallel_cross_entropy(t, Tensor(labels), tp), cut.along(logits, 2), grad),
-                  expected)
+    d_logits = (np.exp(wide - lse) - one_hot) * grad[..., None]
+    w = parameter(cut.along(weight, 0))
+    with patch.object(output_loss, "LOGITS_ROWS", 12):
+        seen = through(lambda t: output_loss.output_cross_entropy(t, w, Tensor(labels), tp, sp), cut.along(x, rows), grad)
+    return errors(seen | {"weight": w.main_grad.asnumpy()},
+                  {"output": (lse - (wide * one_hot).sum(-1, keepdims=True))[..., 0],
+                   "input": cut.along(d_logits @ weight, rows),
+                   "weight": cut.along(np.einsum("sbv,sbh->vh", d_logits, x), 0)})
 
 
 def alone(state: ParallelState) -> ParallelState:
@@ -143,7 +150,6 @@ def chunk_of(state: ParallelState, parallel: ParallelConfig) -> GPTModel:
     for name, spec in chunk.parameters.specs.items():
         whole = draw(name, *spec.shape) + np.float32(spec.init == "ones")
         chunk.parameters.load(name, part_of(whole, spec, state.tp))
-    chunk.parameters.buffer.push()
     return chunk
 
 
@@ -184,7 +190,6 @@ def of_model(block: str) -> Callable[[Group, bool], dict[str, float]]:
                        grad if is_loss else cut.along(grad, rows))
         for model in (whole, chunk):
             gradients.collect(model.parameters)
-            model.parameters.grads.pull()
         gradients.sum_partial(chunk, state, [(0, chunk.parameters.grads.numel)])
         expected = {"output": plain["output"] if is_loss else cut.along(plain["output"], rows),
                     "input": cut.along(plain["input"], rows)}

@@ -19,7 +19,7 @@ COMPARED = {
     "column": {"input", "weight", "bias"},
     "row": {"input", "weight"},
     "embedding": {"weight"},
-    "cross entropy": {"input"},
+    "cross entropy": {"input", "weight"},
     "attention": {"input"} | ATTENTION,
     "mlp": {"input"} | MLP,
     "layer": {"input"} | ATTENTION | MLP | NORMS,

@@ -64,7 +64,6 @@ class Trial:
         for chunk in self.chunks:
             for name, spec in chunk.parameters.specs.items():
                 chunk.parameters.load(name, self.golden.local("weight", spec, self.state.tp.rank, self.state.tp.size))
-            chunk.parameters.buffer.push()
             chunk.parameters.drop_grads()
 
     def optimizer(self, config: OptimizerConfig) -> Optimizer:

@@ -21,7 +21,8 @@ def test_bytes_are_those_of_real_buffers(dtype, monkeypatch):
             real = ParameterSet(plan.tensors(stage), tp_rank, 4, device.dtype(plan.train.params_dtype))
             memory = stage_memory(plan, stage)
             assert memory.numel == real.numel()
-            assert (memory.parameters, memory.gradients) == (real.buffer.flat.nbytes, real.grads.flat.nbytes)
+            assert (memory.parameters, memory.gradients) == (
+                sum(view.nbytes for view in real.buffer.views), sum(view.nbytes for view in real.grads.views))
 
 
 @pytest.mark.parametrize("tp, pp", [(1, 1), (2, 1), (1, 4), (2, 4)])
@@ -51,7 +52,6 @@ def test_static_bytes_of_glm4_9b_on_one_node():
     assert memory.numel == _matrices() + 20 * (2 * 4096 + 2304)  # two norms and half of the bias a layer
     assert memory.parameters == 2 * memory.numel and memory.gradients == 4 * memory.numel
     assert memory.optimizer == 12 * (memory.numel // 2)  # two replicas share masters and moments
-    assert memory.copies == memory.parameters + memory.gradients
 
 
 def _matrices() -> int:
@@ -68,7 +68,24 @@ def test_optimizer_state_by_dtype_target_and_sharding():
     assert stage_memory(ddp, 0).optimizer == 12 * numel
     assert stage_memory(zero, 0).optimizer == 12 * -(-numel // 4)
     assert stage_memory(job(TINY, "", 1, CPU), 0).optimizer == 8 * numel  # fp32 parameters are their own masters
-    assert stage_memory(job(TINY, "", 1, ASCEND), 0).optimizer == 12 * numel
+    assert stage_memory(job(TINY, "", 1, ASCEND), 0).optimizer == 8 * numel
+
+
+def test_logits_are_kept_up_to_one_chunk():
+    one, two = (job(TINY, f"--max-position-embeddings {length} --seq-length {length}", 1, CPU) for length in (4096, 8192))
+    assert activations.head_kept(one) == 4 * 4096 * (2 * 64 + 512 + 3)
+    assert activations.head_kept(two) == 4 * 8192 * (2 * 64 + 3)
+    # Half of the logits at a time: those computed again and their gradient, beside the norm's gradient so far.
+    assert activations.head_transient(two) == 4 * (2 * 4096 * 512 + 8192 * 64)
+
+
+def test_two_buckets_of_reduced_gradients_lie_beside_the_buffers():
+    plain, sharded = (stage_memory(job(GLM4_9B, f"{mesh(tp=2, pp=2)} {zero}", 8, CPU), 1) for zero in
+                      ("--use-distributed-optimizer=false", "--use-distributed-optimizer"))
+    # The output layer with what came before it; the next largest are one layer's four matrices.
+    output, layer = 75776 * 4096, 2304 * 4096 + 2304 + 4096 * 2048 + 13696 * 4096 + 4096 * 6848
+    assert plain.step == 4 * (output + layer)
+    assert sharded.step == max(4 * (output + layer) // 2, 2 * (output + layer))
 
 
 def test_layer_keeps_what_its_functions_save():

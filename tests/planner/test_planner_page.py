@@ -13,9 +13,12 @@ TUNE = ("--micro-batch-size 2 --num-layer-list 22,18 --recompute-granularity ful
         "--recompute-num-layers 22")
 
 
-@pytest.mark.parametrize("flags, ranks", [
-    (f"--seq-length 4096 {mesh(2, 2)}", 8), (mesh(2, 2), 8), (f"{LONG} {mesh(2, 2, 2)}", 8),
-    (f"{LONG} {mesh(2, 2, 2)}", 16), (f"{LONG} {TUNE} {mesh(2, 2)}", 8)], ids=["4K 1x8", "8K 1x8", "32K 1x8", "32K 2x8", "tune 32K 1x8"])
+PRETRAIN = f"{LONG} {mesh(2, 2, 2)} --recompute-granularity full --recompute-method block --recompute-num-layers 12"
+PLANS = [(f"--seq-length 4096 {mesh(2, 2)}", 8), (mesh(2, 2), 8), (PRETRAIN, 8), (PRETRAIN, 16),
+         (f"{LONG} {TUNE} {mesh(2, 2)}", 8)]
+
+
+@pytest.mark.parametrize("flags, ranks", PLANS, ids=["4K 1x8", "8K 1x8", "32K 1x8", "32K 2x8", "tune 32K 1x8"])
 def test_page_holds_the_plan(flags, ranks, monkeypatch, capsys):
     monkeypatch.setenv("RANK_SIZE", str(ranks))
     monkeypatch.setenv("DEVICE_TARGET", "Ascend")

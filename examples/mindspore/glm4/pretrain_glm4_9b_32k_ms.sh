@@ -18,6 +18,7 @@ TP=${TP:-2}
 PP=${PP:-2}
 CP=${CP:-2}
 SP=${SP:-1}     # sequence parallelism; 0 turns it off
+RECOMPUTE_LAYERS=${RECOMPUTE_LAYERS:-12}    # of each pipeline stage, computed again in backward: 32K does not fit without
 
 DEVICE_TARGET=${DEVICE_TARGET:-}    # Ascend or CPU; empty: Ascend if the machine has one
 LOG_ROOT=${LOG_ROOT:-logs}
@@ -25,6 +26,9 @@ LOG_ROOT=${LOG_ROOT:-logs}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
+if ((RECOMPUTE_LAYERS > 0)); then
+    TRAIN_ARGS+=(--recompute-granularity full --recompute-method block --recompute-num-layers "$RECOMPUTE_LAYERS")
+fi
 start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR"
 
 launch pretrain_glm4_9b_32k pretrain_gpt.py "${MODEL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CHECKPOINT_ARGS[@]}" \

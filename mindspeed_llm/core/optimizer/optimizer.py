@@ -1,8 +1,8 @@
 """AdamW over a rank's flat buffers, optionally sharded over the data-parallel ranks.
 
-The fp32 master weights and both moments are flat tensors over the range of the parameter buffer that this rank updates:
-all of it, or with the distributed optimizer (Rajbhandari et al., "ZeRO", 2020, stage 1) an equal part of it per dp x cp
-rank.
+The fp32 master weights and both moments are flat tensors over the ranges of the parameter buffer that this rank updates:
+all of it, or with the distributed optimizer (Rajbhandari et al., "ZeRO", 2020, stage 1) an equal part of each bucket per
+dp x cp rank.
 """
 
 import math
@@ -17,6 +17,7 @@ from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.reduction import GradientReducer, shard
 from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.core.sharding import UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_gather
 from mindspeed_llm.runtime.memory import FlatBuffer
 
@@ -49,8 +50,8 @@ class Piece:
 
 class ChunkState:
     """Optimizer state of one model chunk: the ranges `shards` of its flat buffer that this rank updates (one per
-    bucket), and per piece of a parameter in them the fp32 master, exp_avg and exp_avg_sq. fp32 parameters on CPU are
-    their own masters.
+    bucket), and per piece of a parameter in them the fp32 master, exp_avg and exp_avg_sq. fp32 parameters are their
+    own masters.
     """
 
     def __init__(self, chunk: GPTModel, shards: list[tuple[int, int]]) -> None:
@@ -63,22 +64,21 @@ class ChunkState:
                 first, last = max(low, start), min(high, stop)
                 if first < last:
                     self.pieces.append(Piece(name, first - low, last - low, first, spec.decay))
-        shapes = [(piece.length,) for piece in self.pieces]
-        self.shares_masters = parameters.dtype == mstype.float32 and parameters.buffer.shared
+        groups = [[(piece.length,)] for piece in self.pieces]
+        self.shares_masters = parameters.dtype == mstype.float32
         self.states: dict[str, list[Tensor]] = {}
         for name in STATE_NAMES:
             if name == "master" and self.shares_masters:
                 self.states[name] = [parameters.buffer.slice(piece.offset, piece.offset + piece.length)
                                      for piece in self.pieces]
             else:
-                self.states[name] = FlatBuffer(shapes, mstype.float32).views
+                self.states[name] = FlatBuffer(groups, mstype.float32).views
 
     def reset_masters(self) -> None:
         """Take the master weights from the parameters (after initialisation, or after loading weights only)."""
         if self.shares_masters:
             return
         buffer = self.chunk.parameters.buffer
-        buffer.pull()
         for piece, master in zip(self.pieces, self.states["master"], strict=True):
             master.copy_(buffer.slice(piece.offset, piece.offset + piece.length).astype(mstype.float32))
 
@@ -142,7 +142,6 @@ class Optimizer:
         for chunk_state, reducer in zip(self.chunk_states, self._reducers, strict=True):
             chunk = chunk_state.chunk
             gradients.collect(chunk.parameters)
-            chunk.parameters.grads.pull()
             gradients.sum_tied_embedding(chunk, self.state)
             reducer.finish()
             gradients.sum_partial(chunk, self.state, chunk_state.shards)
@@ -163,22 +162,22 @@ class Optimizer:
                 values, master, grads.slice(piece.offset, end), exp_avg, exp_avg_sq, lr=lr, beta1=config.adam_beta1,
                 beta2=config.adam_beta2, eps=config.adam_eps,
                 weight_decay=config.weight_decay if piece.decay else 0.0, step=self.step_count, grad_scale=grad_scale)
-            buffer.write_back(piece.offset, values)
         if self.distributed:
             self._gather(chunk_state)
-        if not self._gathers_lazily(chunk_state):
-            parameters.settle()
-            buffer.push()
-
-    def _gathers_lazily(self, chunk_state: ChunkState) -> bool:
-        """Whether the updated parameters are gathered while the next forward pass is already under way."""
-        return self.distributed and chunk_state.chunk.parallel.overlap_param_gather
 
     def _gather(self, chunk_state: ChunkState) -> None:
-        """Start to collect all shards' parameters: first what every layer needs, then in forward order."""
-        parameters = chunk_state.chunk.parameters
+        """Collect all shards' parameters: first what every layer needs, then in forward order.
+
+        With --overlap-param-gather they arrive while the next forward pass is already under way; without it few are
+        under way at once and all are in place at the end.
+        """
+        parameters, lazily = chunk_state.chunk.parameters, chunk_state.chunk.parallel.overlap_param_gather
         for bucket, (start, stop) in sorted(zip(parameters.buckets, chunk_state.shards, strict=True),
                                             key=lambda entry: not entry[0].late):
             handle = start_all_gather(parameters.buffer.slice(start, stop), self.state.dp_cp)
             parameters.arriving(
                 bucket.names, lambda bucket=bucket, handle=handle: parameters.place(bucket, finish(handle)))
+            if not lazily:
+                parameters.settle_all_but(UNDER_WAY - 1)
+        if not lazily:
+            parameters.settle()

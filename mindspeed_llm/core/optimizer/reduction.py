@@ -1,17 +1,15 @@
 """From the gradients that each rank accumulated to the sums over all replicas, as early as they are complete.
 
 Every bucket of a chunk's flat gradient buffer is one message: an all_reduce, or with the distributed optimizer a
-reduce_scatter, after which a rank holds the sum in its shard only. With overlap a bucket starts as soon as its last
-gradient of the step has been accumulated, while backward goes on. Method: Li et al., "PyTorch Distributed", 2020,
+reduce_scatter, after which a rank holds the sum in its shard only. With --overlap-grad-reduce a bucket starts as soon as
+its last gradient of the step has been accumulated, while backward goes on. Method: Li et al., "PyTorch Distributed", 2020,
 section 3.2.
 """
-
-from mindspore import Tensor, mint
-from mindspore import dtype as mstype
 
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import Bucket
+from mindspeed_llm.core.sharding import UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_reduce, start_reduce_scatter
 
 
@@ -32,7 +30,7 @@ class GradientReducer:
         self._started: dict[int, object] = {}
         parameters = chunk.parameters
         for number, bucket in enumerate(parameters.buckets):
-            if not bucket.late and state.dp_cp.size > 1:
+            if chunk.parallel.overlap_grad_reduce and not bucket.late and state.dp_cp.size > 1:
                 for name in bucket.names:
                     parameters[name].grad_ready = lambda number=number: self._count(number)
 
@@ -42,18 +40,18 @@ class GradientReducer:
                          for number, bucket in enumerate(self.chunk.parameters.buckets) if not bucket.late}
 
     def finish(self) -> None:
-        """Start what has not started, wait for all, and put the sums into the flat buffer.
+        """Start what has not started, wait for all, and put the sums into the flat buffer, a few buckets at a time.
 
         The model-parallel sums of `gradients` must have been made for late buckets before (`tied`) and are to be made
         for all others after, on this rank's shards: sums over different groups may be taken in either order.
         """
-        parameters = self.chunk.parameters
-        for number, bucket in enumerate(parameters.buckets):
-            if number not in self._started and self.state.dp_cp.size > 1:
-                self._start(number, parameters.grads.slice(bucket.start, bucket.stop))
-        for number, handle in self._started.items():
-            parameters.grads.store(shard(parameters.buckets[number], self.state, self.distributed)[0], finish(handle))
-        self._started, self._missing = {}, {}
+        early = set(self._started)
+        for number in range(len(self.chunk.parameters.buckets)):
+            if number not in early and self.state.dp_cp.size > 1:
+                self._start(number)
+                self._store_all_but(UNDER_WAY - 1)
+        self._store_all_but(0)
+        self._missing = {}
 
     def _count(self, number: int) -> None:
         if number in self._started:
@@ -62,17 +60,17 @@ class GradientReducer:
         if number in self._missing:
             self._missing[number] -= 1
             if self._missing[number] == 0:
-                self._start(number, self._current(self.chunk.parameters.buckets[number]))
+                self._start(number)
 
-    def _start(self, number: int, values: Tensor) -> None:
-        start = start_reduce_scatter if self.distributed else start_all_reduce
-        self._started[number] = start(values, self.state.dp_cp)
+    def _start(self, number: int) -> None:
+        parameters, start = self.chunk.parameters, start_reduce_scatter if self.distributed else start_all_reduce
+        bucket = parameters.buckets[number]
+        self._started[number] = start(parameters.grads.slice(bucket.start, bucket.stop), self.state.dp_cp)
 
-    def _current(self, bucket: Bucket) -> Tensor:
-        """The bucket's accumulated gradients before `pull`: on Ascend they are still in the parameters' own tensors."""
+    def _store_all_but(self, count: int) -> None:
+        """Wait for the oldest of what has started and put it in place, until `count` are left."""
         parameters = self.chunk.parameters
-        if parameters.grads.shared:
-            return parameters.grads.slice(bucket.start, bucket.stop)
-        parts = [parameters[name].main_grad.reshape(-1) for name in bucket.names]
-        padding = bucket.stop - bucket.start - sum(part.shape[0] for part in parts)
-        return mint.cat([*parts, mint.zeros((padding,), dtype=mstype.float32)] if padding else parts)
+        while len(self._started) > count:
+            number = next(iter(self._started))
+            first, _ = shard(parameters.buckets[number], self.state, self.distributed)
+            parameters.grads.store(first, finish(self._started.pop(number)))

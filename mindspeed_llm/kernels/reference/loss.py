@@ -1,7 +1,7 @@
 """Cross entropy over a shard of the vocabulary, in pieces that a single gather of three numbers per token completes."""
 
 import numpy as np
-from mindspore import Tensor, mint, ops
+from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm.kernels.reference.dense import f32
@@ -13,7 +13,7 @@ def cross_entropy_stats(logits: Tensor, labels: Tensor, vocab_start: int) -> Ten
     highest = wide.max(axis=-1)
     total = mint.exp(wide - highest.expand_dims(-1)).sum(axis=-1)
     target = (wide * _one_hot(labels, vocab_start, logits.shape[-1])).sum(axis=-1)
-    return ops.stack((highest, total, target), axis=-1)
+    return mint.cat([column.expand_dims(-1) for column in (highest, total, target)], dim=-1)
 
 
 def cross_entropy_grad(logits: Tensor, labels: Tensor, vocab_start: int, lse: Tensor, grad: Tensor) -> Tensor:

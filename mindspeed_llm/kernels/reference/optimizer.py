@@ -27,7 +27,7 @@ def sum_squares(tensors: list[Tensor]) -> Tensor:
     many words on every rank; NaN and infinity carry over.
     """
     sums = [mint.square(x).sum() for x in tensors]
-    return ops.stack(sums).sum().reshape(1) if sums else mint.zeros((1,), dtype=mstype.float32)
+    return mint.cat([part.reshape(1) for part in sums]).sum().reshape(1) if sums else mint.zeros((1,), dtype=mstype.float32)
 
 
 def scale(x: Tensor, factor: float) -> None:

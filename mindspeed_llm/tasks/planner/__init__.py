@@ -12,7 +12,7 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.tasks.planner import report
 from mindspeed_llm.tasks.planner.advice import peak, smallest_change
 from mindspeed_llm.tasks.planner.job import ASCEND, TARGETS, Job
-from mindspeed_llm.tasks.planner.memory import GIB, stage_memory
+from mindspeed_llm.tasks.planner.memory import GIB, stage_memory, usable
 
 
 def run(configs: Configs) -> None:
@@ -24,7 +24,7 @@ def run(configs: Configs) -> None:
     world, notes = _world_size(configs)
     job = Job(configs, world, _target())
     stages = [stage_memory(job, stage) for stage in range(job.pp)]
-    limit = configs.train.device_memory_gb
+    limit = usable(job)
     largest, change = peak(job), None
     if largest > limit * GIB:
         change = smallest_change(job, int(report.TIGHT * limit * GIB)) or smallest_change(job, int(limit * GIB))

@@ -10,6 +10,7 @@ vocabulary, all as this rank holds them.
 """
 
 from mindspeed_llm.config.parallel import RING
+from mindspeed_llm.core.sharding import LOGITS_ROWS
 from mindspeed_llm.tasks.planner.job import ASCEND, Job
 from mindspeed_llm.tasks.planner.schedule import backward_moments
 
@@ -67,19 +68,29 @@ def layer_transient(job: Job) -> int:
     return job.hidden_bytes + max(mlp, attention) + _weight_gradient(job, 2 * job.model.ffn_hidden_size // job.tp)
 
 
+def logits_chunks(job: Job) -> int:
+    """Chunks of tokens in which output layer and loss are computed (core/tensor_parallel/cross_entropy.py)."""
+    return -(-job.tokens // LOGITS_ROWS)
+
+
 def head_kept(job: Job) -> int:
-    """Bytes that final norm, output layer and loss keep: the norm's input and output, the logits."""
-    return 2 * job.hidden_bytes + logits_bytes(job) + 3 * job.tokens * _FP32
+    """Bytes that final norm, output layer and loss keep: the norm's input and output, and the logits of a single chunk."""
+    logits = logits_bytes(job) if logits_chunks(job) == 1 else 0
+    return 2 * job.hidden_bytes + logits + 3 * job.tokens * _FP32
 
 
 def head_transient(job: Job) -> int:
-    """Bytes that the loss and its backward pass need on top: the logits' gradient, and what leads on from there."""
-    logits = logits_bytes(job)
+    """Bytes that the loss and its backward pass need on top: a chunk's logits where they are computed again, their
+    gradient, and what leads on from there.
+    """
+    chunks = logits_chunks(job)
+    logits = logits_bytes(job) // chunks
+    again = logits if chunks > 1 else 0
     hidden = job.tokens * job.model.hidden_size * job.element
-    leading_on = logits + hidden * (2 if job.sequence_parallel else 1) + _weight_gradient(
-        job, job.model.padded_vocab_size // job.tp)
+    gathered = hidden if job.sequence_parallel else 0
+    leading_on = logits + hidden * (2 if chunks > 1 else 1) + _weight_gradient(job, job.model.padded_vocab_size // job.tp)
     copies = _COMPOSITE_LOSS_COPIES * logits // job.element * _FP32 if job.target == ASCEND else 0
-    return max(leading_on, copies + logits)
+    return gathered + max(leading_on, again + copies + logits + (hidden if chunks > 1 else 0))
 
 
 def chunk_kept(job: Job, stage: int, chunk: int) -> int:
@@ -100,7 +111,7 @@ def backward_transient(job: Job, stage: int, chunk: int) -> int:
     through_layers = again + layer_transient(job) if layers else 0
     if not job.is_last(stage, chunk):
         return through_layers
-    return max(head_transient(job), through_layers - logits_bytes(job))
+    return max(head_transient(job), through_layers - (logits_bytes(job) if logits_chunks(job) == 1 else 0))
 
 
 def peak_activations(job: Job, stage: int) -> int:
@@ -122,7 +133,5 @@ def _recompute_units(job: Job, layers: int) -> tuple[int, int]:
 
 
 def _weight_gradient(job: Job, rows: int) -> int:
-    """The product that Ascend adds to `main_grad`, and its fp32 copy; the CPU kernels accumulate in place."""
-    if job.target != ASCEND:
-        return 0
-    return rows * job.model.hidden_size * (job.element + (_FP32 if job.element < _FP32 else 0))
+    """The product that Ascend adds to `main_grad`; the CPU kernels accumulate in place."""
+    return rows * job.model.hidden_size * job.element if job.target == ASCEND else 0

@@ -3,25 +3,26 @@
 from dataclasses import dataclass
 
 from mindspeed_llm.config.parallel import RING
+from mindspeed_llm.core.sharding import UNDER_WAY, bucket_contents
 from mindspeed_llm.tasks.planner import activations
 from mindspeed_llm.tasks.planner.job import ASCEND, Job
 
 MIB, GIB = 2**20, 2**30
 _FP32 = 4
+ASCEND_POOL = 60 / 64            # of a device's memory: the rest is the driver's and the runtime's
 HCCL_BUFFERS = 2 * 200 * MIB    # per communicator: CANN's documentation of HCCL_BUFFSIZE, default 200 MB
 # Measured on CPU with a model of 0.1 M parameters: code, oneDNN, MindSpore's caches, thread stacks.
 CPU_PROCESS = 29 * MIB
 CPU_RANK = 6 * MIB              # more of it in a job of several ranks
 CPU_BLOCK_BUFFERS = 512 * 1024  # of the shared-memory collectives, per rank of the job
-_ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that the composite AdamW makes at once
+_ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that AdamW makes at once, at most
 
 
 @dataclass(frozen=True)
 class StageMemory:
     """Bytes on each rank of a pipeline stage.
 
-    parameters, gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once.
-    copies: second copies that the target needs of the first two. activations: peak of a step's forward and backward
+    parameters, gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
     passes. step: what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give
     them back, beside them. overhead: buffers of communication and kernels, and the process itself.
     """
@@ -31,7 +32,6 @@ class StageMemory:
     parameters: int
     gradients: int
     optimizer: int
-    copies: int
     activations: int
     step: int
     overhead: int
@@ -40,7 +40,7 @@ class StageMemory:
     @property
     def static(self) -> int:
         """What is held from start to end."""
-        return self.parameters + self.gradients + self.optimizer + self.copies + self.overhead
+        return self.parameters + self.gradients + self.optimizer + self.overhead
 
     @property
     def peak(self) -> int:
@@ -56,28 +56,37 @@ def stage_memory(job: Job, stage: int) -> StageMemory:
     updated = -(-numel // job.replicas) if job.sharded_optimizer else numel
     parameters, gradients = numel * job.element, numel * _FP32
     on_ascend = job.target == ASCEND
-    # fp32 parameters in memory shared with numpy are their own masters (core/optimizer/optimizer.py).
-    states = 3 if on_ascend or job.element < _FP32 else 2
+    states = 3 if job.element < _FP32 else 2    # fp32 parameters are their own masters (core/optimizer/optimizer.py)
     return StageMemory(
         stage=stage, numel=numel, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
-        # On Ascend flat buffers and the tensors in them are separate memory (runtime/memory.py).
-        copies=parameters + gradients if on_ascend else 0,
-        activations=activations.peak_activations(job, stage), step=_step(job, stage, numel, updated),
+        activations=activations.peak_activations(job, stage), step=_step(job, stage, updated),
         overhead=_overhead(job, stage), together=not on_ascend)
 
 
-def _step(job: Job, stage: int, numel: int, updated: int) -> int:
-    """The largest of: reduced gradients before they are stored, gathered parameters, and what Ascend adds.
-
-    There the tensors' gradients are joined into a flat one and padded, and AdamW is composite.
+def _step(job: Job, stage: int, updated: int) -> int:
+    """The largest of: buckets of reduced gradients before they are stored, buckets of gathered parameters, and what the
+    composite AdamW of Ascend makes. With --overlap-param-gather all buckets are gathered at once.
     """
-    reduced = updated * _FP32 if job.replicas > 1 else 0
-    gathered = numel * job.element if job.sharded_optimizer else 0
+    buckets = []
+    for chunk in range(job.chunks):
+        specs = job.chunk_tensors(stage, chunk)
+        late = {spec.name for spec in specs if spec.axis is None}
+        buckets += [sum(map(job.local_numel, content)) for content, _ in bucket_contents(specs, 0, job.tp, late)]
+    several = sum(sorted(buckets)[-UNDER_WAY:])
+    shards = job.replicas if job.sharded_optimizer else 1
+    reduced = several // shards * _FP32 if job.replicas > 1 else 0
+    at_once = sum(buckets) if job.parallel.overlap_param_gather else several
+    gathered = at_once * job.element if job.sharded_optimizer else 0
     if job.target != ASCEND:
         return max(reduced, gathered)
-    joined = 2 * numel * _FP32
-    largest = max(job.local_numel(spec) for spec in job.tensors(stage))
-    return max(joined, reduced, gathered, min(largest, updated) * _FP32 * _ADAM_TEMPORARIES)
+    largest = max((job.local_numel(spec) for spec in job.tensors(stage)), default=0)
+    return max(reduced, gathered, min(largest, updated) * _FP32 * _ADAM_TEMPORARIES)
+
+
+def usable(job: Job) -> float:
+    """GiB of a device (--device-memory-gb) that tensors and communication buffers share."""
+    given = job.train.device_memory_gb
+    return given * ASCEND_POOL if job.target == ASCEND else given
 
 
 def communicators(job: Job) -> int:

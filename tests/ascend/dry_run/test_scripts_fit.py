@@ -1,0 +1,38 @@
+"""The documented training scripts at full size, flags unchanged, on every pipeline stage of a simulated NPU: they fit.
+
+Several minutes, hence under --full. The peaks are those of docs/ascend.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+SCRIPTS = ROOT / "examples" / "mindspore" / "glm4"
+GIB = 2**30
+# Of 64 GiB the pool has about 60, and HCCL's buffers come on top of what lives in it.
+LIVE, RESERVED = 54 * GIB, 60 * GIB
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["stage 0", "stage 1"])
+@pytest.mark.parametrize("script", ["pretrain_glm4_9b_4k", "pretrain_glm4_9b_8k", "pretrain_glm4_9b_32k",
+                                    "tune_glm4_9b_32k_full"])
+def test_a_stage_of_a_script_fits(script, rank, request, simulation, tmp_path):
+    if not request.config.getoption("--full"):
+        pytest.skip("a full-size iteration takes half a minute: --full runs it")
+    flags = tmp_path / "flags"
+    environment = {**os.environ, "PATH": f"{HERE / 'bin'}{os.pathsep}{os.environ['PATH']}", "DRY_RUN_FLAGS": str(flags),
+                   "CKPT_LOAD_DIR": "", "LOG_ROOT": str(tmp_path / "logs")}
+    subprocess.run(["bash", SCRIPTS / f"{script}_ms.sh"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, HERE / "one_iteration.py", *flags.read_text().splitlines()], cwd=tmp_path,
+                          env=simulation | {"RANK_SIZE": "8", "RANK_ID": str(rank)}, capture_output=True, text=True,
+                          check=False, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    peak = json.loads(done.stdout.splitlines()[-1])
+    print(f"{script}, rank {rank}: live {peak['live'] / GIB:.1f}, reserved {peak['reserved'] / GIB:.1f} GiB")
+    assert 20 * GIB < peak["live"] <= LIVE and peak["reserved"] <= RESERVED, peak
