@@ -26,7 +26,7 @@ SOURCED = {"common.sh", "model_args.sh", "train_args.sh", "inference_args.sh"}
 NO_JOBS = SOURCED | {"setup_env.sh", "quickstart.sh"}
 JOBS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in NO_JOBS)
 OPENING = ["bash examples/mindspore/glm4/quickstart.sh", "bash tests/run.sh"]
-OTHER_FLAGS = {"--help"}  # argparse's own
+OTHER_FLAGS = {"--help", "--full"}  # argparse's own, and that of tests/run.sh
 MADE_BY_SCRIPTS = {"activate", "set_env.sh"}  # files of .venv and of CANN
 
 
