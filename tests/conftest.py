@@ -13,7 +13,8 @@ TEXT = "What is the capital of France? The capital is Paris. 你好，世界！ 
 
 # What tests/run.sh starts first, so that its two processes end at about the same time: whole jobs take longest.
 LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_sets.py",
-           "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py", "tests/scripts/test_long_scripts.py")
+           "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",
+           "tests/scripts/test_long_scripts.py")
 
 
 def pytest_addoption(parser):
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _group(item):
-    """Tests of one name stay in one process: those on resident ranks, of which there is one set; else those of a file."""
+    """Tests of one name stay in one process: those on resident ranks, of which there is one set; else a file's."""
     return "ranks" if "ranks" in item.fixturenames else item.location[0]
 
 

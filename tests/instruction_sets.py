@@ -1,4 +1,4 @@
-"""The instruction sets at which the CPU kernels and oneDNN can be made to compute, and what a processor needs for each."""
+"""The instruction sets to which the CPU kernels and oneDNN can be held, and what a processor needs for each."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -19,13 +19,15 @@ CHECKED = ["tests/kernels", "tests/training/test_training.py::test_bf16_follows_
            *(f"{PARITY}[2-{row}_bf16]" for row in ("pp2", "tp2_sp", "cp2_ulysses"))]
 LEAST = 150  # of these tests that pass: a run that finds or does little must not look right
 OWN = [each.name for each in INSTRUCTION_SETS if not each.missing()][-1:]
+OTHERS = [each for each in INSTRUCTION_SETS if each.name not in OWN]
 
 
-@pytest.mark.parametrize("each", [each for each in INSTRUCTION_SETS if each.name not in OWN], ids=lambda each: each.name)
+@pytest.mark.parametrize("each", OTHERS, ids=lambda each: each.name)
 def test_kernels_training_and_parity(each, tmp_path):
     if each.missing():
         pytest.skip(f"this processor has no {each.name}: it lacks {', '.join(sorted(each.missing()))}")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "sub"), *CHECKED]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "sub"),
+             *CHECKED]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(words, cwd=ROOT, env={**plain, **each.environment()}, text=True, capture_output=True,
                           stdin=subprocess.DEVNULL, timeout=900)

@@ -30,7 +30,8 @@ def run_msrun(script: str | Path, ranks: int, *args: object, env: dict[str, str]
             end_tree(job.pid)
             output, _ = job.communicate()
             raise subprocess.TimeoutExpired(command, timeout, output, worker_logs(log_dir)) from expired
-        return subprocess.CompletedProcess(command, job.returncode, output, worker_logs(log_dir) if job.returncode else "")
+        logs = worker_logs(log_dir) if job.returncode else ""
+        return subprocess.CompletedProcess(command, job.returncode, output, logs)
 
 
 def worker_environment(extra: dict[str, str] | None = None) -> dict[str, str]:

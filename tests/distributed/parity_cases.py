@@ -1,4 +1,4 @@
-"""Cases of a RankPool: the rows of the parity tables, with and without planted bugs, and the records they are held to."""
+"""Cases of a RankPool: rows of the parity tables, with and without planted bugs, and the records they are held to."""
 
 import json
 from contextlib import AbstractContextManager, nullcontext

@@ -1,8 +1,8 @@
 """Resident ranks: one launch per world size serves the cases of many tests.
 
 A case is a function of an importable module, sent by name as `module:function` with JSON arguments. Every rank calls it
-and returns a JSON value. An exception on any rank reaches the test that asked, as CaseFailed; the other ranks may wait for
-that rank in a collective then, so the launch is ended and the next case starts a new one.
+and returns a JSON value. An exception on any rank reaches the test that asked, as CaseFailed; the other ranks may wait
+for that rank in a collective then, so the launch is ended and the next case starts a new one.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ START_SECONDS, CASE_SECONDS = 300, 600
 
 
 class CaseFailed(Exception):
-    """A case raised on a rank, a rank died, or the case took too long: the text has the traceback or the ranks' logs."""
+    """A case raised on a rank, a rank died, or the case took too long: with the traceback and the ranks' logs."""
 
 
 class RankPool:

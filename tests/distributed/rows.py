@@ -1,4 +1,4 @@
-"""The long parity table's rows: one combination of parallel modes each, by name, with the world sizes in which it runs."""
+"""The long parity table's rows: one combination of parallel modes each, by name, with the world size it runs in."""
 
 from dataclasses import asdict, dataclass, field
 

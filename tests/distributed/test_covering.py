@@ -1,4 +1,4 @@
-"""The default parity table has every pair of option values that can go together, and four ranks in a group of each kind."""
+"""The default parity table has every pair of option values that can go together, and four ranks in each kind of group."""
 
 from itertools import combinations, product
 
@@ -11,9 +11,11 @@ IMPOSSIBLE = {
     (("cp", ONE), ("ring", "ring")), (("cp", ONE), ("ring", "ulysses")), (("cp", MORE), ("ring", None)),
     (("pp", ONE), ("split", "uneven")), (("pp", ONE), ("split", "virtual")),
     (("dp", MORE), ("micro", 4)),  # the batch has four rows
-    (("record", "lengths"), ("micro", 2)), (("record", "lengths"), ("micro", 4)),  # rows of one micro-batch are of one length
+    # the rows of one micro-batch are of one length
+    (("record", "lengths"), ("micro", 2)), (("record", "lengths"), ("micro", 4)),
 }
-FOURS = {(("tp", 4), ("sp", False)), (("tp", 4), ("sp", True)), (("cp", 4), ("ring", "ring")), (("cp", 4), ("ring", "ulysses")),
+FOURS = {(("tp", 4), ("sp", False)), (("tp", 4), ("sp", True)),
+         (("cp", 4), ("ring", "ring")), (("cp", 4), ("ring", "ulysses")),
          *((("pp", 4), ("split", split)) for split in FACTORS["split"]),
          *((("dp", 4), ("sums", sums)) for sums in FACTORS["sums"])}
 
@@ -31,8 +33,9 @@ def test_rows_are_what_their_choices_say():
         parallel = made.parallel
         assert valid(choice) and made.world in WORLDS
         assert made.world // parallel.model_parallel_size == choice["dp"]
-        assert (parallel.tensor_model_parallel_size, parallel.context_parallel_size, parallel.pipeline_model_parallel_size,
-                parallel.sequence_parallel, made.micro_batch, made.record) == tuple(
+        assert (parallel.tensor_model_parallel_size, parallel.context_parallel_size,
+                parallel.pipeline_model_parallel_size, parallel.sequence_parallel, made.micro_batch,
+                made.record) == tuple(
                     choice[key] for key in ("tp", "cp", "pp", "sp", "micro", "record"))
         assert ("ulysses" in parallel.context_parallel_algo) == (choice["ring"] == "ulysses")
         assert (parallel.num_layer_list is not None, parallel.virtual_stages_declared) == (

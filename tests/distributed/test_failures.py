@@ -1,5 +1,5 @@
-"""A rank that is killed or raises, or a script that is terminated, ends the whole job, its error on the terminal, nothing
-left running.
+"""A rank that is killed or raises, or a script that is terminated, ends the whole job: its error on the terminal,
+nothing left running.
 """
 
 import os
@@ -88,7 +88,8 @@ RAISING = {
 def raised(tmp_path_factory):
     """`{name: (status, terminal, processes left)}` of the jobs that a rank ends; all at once, as they mostly wait."""
     with ThreadPoolExecutor() as jobs:
-        submitted = {name: jobs.submit(_raise, tmp_path_factory.mktemp("raised"), *case) for name, case in RAISING.items()}
+        submitted = {name: jobs.submit(_raise, tmp_path_factory.mktemp("raised"), *case)
+                     for name, case in RAISING.items()}
         return {name: job.result() for name, job in submitted.items()}
 
 
