@@ -48,7 +48,7 @@ def record_of(name: str, folder: Path) -> Golden:
 
 
 def write_records(folder: str) -> None:
-    """For one process: variants of the golden model that Hugging Face's GLM does not have, measured in one process by the same code.
+    """For one process: variants of the golden model that Hugging Face's GLM does not have, measured by the same code.
 
     That one process equals Hugging Face on the golden model is tests/core/test_golden.py's subject.
     """

@@ -1,4 +1,4 @@
-"""The default parity table has every pair of option values that can go together, and four ranks in each kind of group."""
+"""The default parity table has every pair of option values that go together, and four ranks in each kind of group."""
 
 from itertools import combinations, product
 
