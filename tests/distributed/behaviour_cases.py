@@ -1,29 +1,26 @@
-"""Run by test_behaviour.py under msrun on four ranks; writes {check: what it saw} for rank RANK into OUT/RANK.json."""
+"""Cases of a RankPool for test_behaviour.py: what four ranks see."""
 
-import json
-import sys
-from pathlib import Path
+from unittest.mock import patch
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
-from mindspeed_llm.runtime import collectives, device
-from mindspeed_llm.runtime.collectives import Group, mccl
-from tests.distributed import scaling_cases
+from mindspeed_llm.runtime import collectives
+from mindspeed_llm.runtime.collectives import mccl
 from tests.golden.reference import Golden
 from tests.golden.trial import ADAMW, Trial
 
 
-def mccl_mismatches(world: Group) -> list[str]:
+def mccl_mismatches() -> list[str]:
     """Operations of the engine between hosts whose result is not the exact one, per dtype; the values are small
     integers.
     """
+    world = collectives.world()
     size, rank = world.size, world.rank
     inputs = [np.random.default_rng(r).integers(0, 9, (2 * size, 3)).astype(np.float32) for r in range(size)]
     following, previous = (rank + 1) % size, (rank - 1) % size
@@ -49,14 +46,14 @@ def mccl_mismatches(world: Group) -> list[str]:
     return wrong
 
 
-def bad_gradient(world: Group) -> dict:
+def bad_gradient() -> dict:
     """One rank of four finds a NaN: every rank names it, and no rank updates."""
     trial = Trial(Golden(), ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2,
                                            sequence_parallel=True))
     trial.load()
     optimizer = trial.optimizer(ADAMW)
     trial.forward_backward()
-    if world.rank == 3:
+    if collectives.world().rank == 3:
         for name in ("decoder.layers.3.mlp.linear_fc2.weight", "output_layer.weight"):
             trial.chunks[0].parameters[name].main_grad.asnumpy().reshape(-1)[5] = np.nan
     buffer = trial.chunks[0].parameters.buffer
@@ -69,8 +66,8 @@ def bad_gradient(world: Group) -> dict:
 
 def early_buckets() -> dict:
     """How many gradient buckets are on their way when backward has ended, and how many could be."""
-    parameters.BUCKET_ELEMENTS = 5000
-    trial = Trial(Golden(), ParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=True))
+    with patch.object(parameters, "BUCKET_ELEMENTS", 5000):
+        trial = Trial(Golden(), ParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=True))
     trial.load()
     optimizer = trial.optimizer(ADAMW)
     optimizer.expect_gradients(trial.microbatches)
@@ -91,17 +88,3 @@ def evaluation_losses() -> dict:
     mean = sum(float(loss) for loss in outputs) / trial.microbatches
     return {"forward_only": gradients.global_sum(mean, trial.state.pp, trial.state.dp) / trial.state.dp.size,
             "training": trial.forward_backward()}
-
-
-def main() -> None:
-    device.setup()
-    kernels.setup()
-    world = collectives.init()
-    seen = {"mccl": mccl_mismatches(world), "bad_gradient": bad_gradient(world), "early_buckets": early_buckets(),
-            "evaluation": evaluation_losses(), "scaling": scaling_cases.scaled_runs(Path(sys.argv[1]), world)}
-    Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
-    collectives.barrier()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,42 +1,41 @@
-"""One launch per world size measures every row of the parity tables."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""Rows of the parity tables, measured on resident ranks: each once a session, when a test asks for it."""
 
 import pytest
 
-from tests.distributed.launch import run_msrun, worker_environment
+from tests.distributed.rows import Row
 
-CASES = Path(__file__).with_name("parity_cases.py")
+CASES = "tests.distributed.parity_cases:"
 
 
 @pytest.fixture(scope="session")
-def records(tmp_path_factory):
-    """Folder of the records that golden.npz lacks, made in one process."""
+def records(ranks, tmp_path_factory):
+    """Folder of the records that golden.npz lacks, made by one process."""
     folder = tmp_path_factory.mktemp("parity")
-    done = subprocess.run([sys.executable, str(CASES), "records", str(folder)], env=worker_environment(),
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ranks(1).run(f"{CASES}write_records", str(folder))
     return folder
 
 
 @pytest.fixture(scope="session")
-def table(records):
-    """`table(world)`: per rank what it measured, `{row or planted bug: errors}`; one launch per size.
+def half_records(ranks, tmp_path_factory):
+    """`half_records(dtype)`: folder with the record of one process in that dtype."""
+    folder, made = tmp_path_factory.mktemp("half_parity"), set()
 
-    A launch that failed is not tried again for the next row.
-    """
+    def make(dtype: str):
+        if dtype not in made:
+            ranks(1).run(f"{CASES}write_half_record", dtype, str(folder))
+            made.add(dtype)
+        return folder
+    return make
+
+
+@pytest.fixture(scope="session")
+def half_row(ranks, half_records):
+    """`half_row(row)`: per rank the distances of a half-precision row."""
     measured = {}
 
-    def measure(world: int) -> list[dict[str, dict]]:
-        if world not in measured:
-            measured[world] = None
-            job = run_msrun(CASES, world, "rows", records, timeout=400)
-            assert job.returncode == 0, job.stdout[-3000:] + job.stderr
-            measured[world] = [json.loads((records / f"{world}_{rank}.json").read_text()) for rank in range(world)]
-        assert measured[world] is not None, f"the launch of {world} ranks failed: see the first row of that size"
-        return measured[world]
-
+    def measure(row: Row) -> list[dict]:
+        if row.name not in measured:
+            folder = str(half_records(row.dtype))
+            measured[row.name] = ranks(row.world).run(f"{CASES}half_row", row.to_json(), folder)
+        return measured[row.name]
     return measure

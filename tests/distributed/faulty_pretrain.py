@@ -1,13 +1,11 @@
 """pretrain_gpt.py with a fault on one rank, for test_failures.py.
 
 FAULT_RANK is the rank; FAULT says where it raises: `data` (the rank reads the data set FAULT_DATA instead), `forward`
-or `backward` (inside the third training step). FAULT_FILE gets the time at which it left training.
+or `backward` (inside the third training step).
 """
 
 import os
 import sys
-import time
-from pathlib import Path
 
 from mindspeed_llm.config.errors import run_main
 
@@ -41,14 +39,9 @@ def main() -> None:
     """Plant the fault where it belongs and train."""
     from pretrain_gpt import main as pretrain
 
-    faulty = os.environ.get("RANK_ID") == os.environ["FAULT_RANK"] and os.environ.get("MS_ROLE") == "MS_WORKER"
-    if faulty:
+    if os.environ.get("RANK_ID") == os.environ["FAULT_RANK"] and os.environ.get("MS_ROLE") == "MS_WORKER":
         plant(os.environ["FAULT"])
-    try:
-        pretrain()
-    finally:
-        if faulty:
-            Path(os.environ["FAULT_FILE"]).write_text(str(time.time()), encoding="utf-8")
+    pretrain()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from tests.distributed.rows import Row
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial, distance, relative
 
-DTYPES = ("bf16", "fp16")
 STEPS = {"bf16": 6, "fp16": 4}  # of AdamW; fp16 on CPU is the slow reference backend
 LOSS_SCALE = {"bf16": 1.0, "fp16": 2.0**12}
 EXACT = 2e-5

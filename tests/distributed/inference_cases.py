@@ -1,18 +1,10 @@
-"""Run by test_parallel_inference.py: generation and MMLU under several parallel sizes; rank 0 writes what it gets.
+"""Cases of a RankPool for test_parallel_inference.py: generation and MMLU under the parallel sizes of some flags."""
 
-    python inference_cases.py FOLDER OUT "--tensor-model-parallel-size 2 ..." ...    (under msrun, or one process)
-
-FOLDER is what tests/inference/tiny_job.py writes. OUT becomes {flags: results}.
-"""
-
-import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
-from mindspeed_llm.config.errors import run_main
-from mindspeed_llm.runtime.collectives import barrier
 from mindspeed_llm.tasks.evaluation.job import run as evaluate
 from mindspeed_llm.tasks.inference import terminal
 from mindspeed_llm.tasks.inference.beam_search import beam_search
@@ -66,17 +58,9 @@ def mmlu(folder: Path, flags: list[str]) -> dict:
             for result in evaluate(configs("evaluation", folder, *flags))}
 
 
-def main() -> None:
-    terminal.HEARTBEAT = 0.1
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    found = {}
-    for case in sys.argv[3:]:
-        loaded = load(configs("inference", folder, *case.split()))
-        found[case] = generation(loaded) | {"mmlu": mmlu(folder, case.split())}
-        if loaded.is_rank_0:
-            out.write_text(json.dumps(found))
-    barrier()
-
-
-if __name__ == "__main__":
-    run_main(main)
+def everything(folder: str, flags: str) -> dict | None:
+    """What rank 0 gets in the `folder` that tests/inference/tiny_job.py writes."""
+    with patch.object(terminal, "HEARTBEAT", 0.1):
+        loaded = load(configs("inference", Path(folder), *flags.split()))
+        found = generation(loaded) | {"mmlu": mmlu(Path(folder), flags.split())}
+    return found if loaded.is_rank_0 else None

@@ -27,10 +27,11 @@ def run_msrun(script: str | Path, ranks: int, *args: object, env: dict[str, str]
         try:
             output, _ = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as expired:
-            _end_workers(job.pid)
+            end_tree(job.pid)
             output, _ = job.communicate()
-            raise subprocess.TimeoutExpired(command, timeout, output, _logs(log_dir)) from expired
-        return subprocess.CompletedProcess(command, job.returncode, output, _logs(log_dir) if job.returncode else "")
+            raise subprocess.TimeoutExpired(command, timeout, output, worker_logs(log_dir)) from expired
+        logs = worker_logs(log_dir) if job.returncode else ""
+        return subprocess.CompletedProcess(command, job.returncode, output, logs)
 
 
 def worker_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -99,13 +100,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _logs(log_dir: str) -> str:
+def worker_logs(log_dir: str | Path) -> str:
+    """The end of every worker's log under msrun."""
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}"
                      for path in sorted(Path(log_dir).glob("worker_*.log")))
 
 
-def _end_workers(msrun: int) -> None:
-    """End msrun and its descendants: the workers are in sessions of their own."""
+def end_tree(msrun: int) -> None:
+    """Kill msrun and its descendants: the workers are in sessions of their own."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,16 +1,11 @@
-"""Run by test_layer_parity.py under msrun: every tensor-parallel layer beside the plain one, on all ranks of one group.
-
-    msrun ... layer_cases.py OUT      writes OUT/WORLD_RANK.json: {"block, sp or plain": {tensor: error}, bug: ...}
+"""Cases of a RankPool for test_layer_parity.py: every tensor-parallel layer beside the plain one, on all ranks.
 
 Each rank also computes the plain layer, with whole tensors and no communication, and compares its own part of the
 output, of the input's gradient and of every parameter's gradient: L2 norm of the difference over that of the part.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from unittest.mock import patch
 
 import mindspore as ms
@@ -26,7 +21,7 @@ from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.tensor_parallel import cross_entropy as output_loss
 from mindspeed_llm.core.tensor_parallel import layers
-from mindspeed_llm.runtime import autograd, collectives, device
+from mindspeed_llm.runtime import autograd, collectives
 from mindspeed_llm.runtime.collectives import Group
 
 MODEL = ModelConfig(num_layers=1, hidden_size=32, ffn_hidden_size=48, num_attention_heads=8, num_query_groups=2,
@@ -228,18 +223,13 @@ def _counted_from_zero(embedding_fwd):
     return lambda weight, ids, _: embedding_fwd(weight, ids, 0)
 
 
-def main() -> None:
-    device.setup()
-    kernels.setup()
-    world = collectives.init()
-    results = {f"{name}, {'sp' if sp else 'plain'}": case(world, sp) for name, case in CASES.items()
-               for sp in (False, True)}
-    for bug, (name, sp, plant) in PLANTED.items():
-        with plant():
-            results[bug] = CASES[name](world, sp)
-    Path(sys.argv[1], f"{world.size}_{world.rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    collectives.barrier()
+def case(name: str, sp: bool) -> dict[str, float]:
+    """Errors of a layer, by tensor."""
+    return CASES[name](collectives.world(), sp)
 
 
-if __name__ == "__main__":
-    main()
+def case_with_bug(bug: str) -> dict[str, float]:
+    """Errors of a layer with a planted bug."""
+    name, sp, plant = PLANTED[bug]
+    with plant():
+        return case(name, sp)

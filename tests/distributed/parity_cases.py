@@ -1,16 +1,10 @@
-"""Run by test_parity.py under msrun on every rank: all rows of the parity table of this world size, one after the
-other.
-
-    python parity_cases.py records OUT            one process, no msrun: writes the records that golden.npz lacks
-    msrun ... parity_cases.py rows OUT [NAME...]  writes OUT/WORLD_RANK.json: {row or planted bug's name: errors}
-"""
+"""Cases of a RankPool: rows of the parity tables, with and without planted bugs, and the records they are held to."""
 
 import json
-import sys
-import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -18,12 +12,14 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.runtime import collectives, device
 from tests.distributed import half_precision
-from tests.distributed.planted import PLANTED, PLANTED_HALF, PLANTED_WORLD, with_bug
-from tests.distributed.rows import HALF_PRECISION_ROWS, ROWS
+from tests.distributed.planted import with_bug
+from tests.distributed.rows import Row
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial
+
+BUG_STEPS = 2  # of AdamW with a planted bug
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -51,12 +47,12 @@ def record_of(name: str, folder: Path) -> Golden:
     return Golden() if name == "golden" else Golden(folder / f"{name}.npz")
 
 
-def write_records(folder: Path) -> None:
-    """Variants of the golden model that Hugging Face's GLM does not have, measured in one process by the same code.
+def write_records(folder: str) -> None:
+    """For one process: variants of the golden model that Hugging Face's GLM does not have, measured by the same code.
 
     That one process equals Hugging Face on the golden model is tests/core/test_golden.py's subject.
     """
-    golden = Golden()
+    golden, folder = Golden(), Path(folder)
     for name, variant in VARIANTS.items():
         model = replace(golden.model, **variant.model)
         trial = Trial(golden.with_changes(model, **variant.batch), variant.parallel)
@@ -72,9 +68,12 @@ def write_records(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", **record, **variant.batch, adamw_losses=np.array(losses),
                  adamw_grad_norms=np.array(norms), ids=golden["ids"], labels=golden["labels"],
                  shape=np.array(json.dumps(model.to_dict())))
-    for dtype in half_precision.DTYPES:
-        kernels.setup(dtype)
-        np.savez(folder / f"{dtype}.npz", **half_precision.make_record(dtype))
+
+
+def write_half_record(dtype: str, folder: str) -> None:
+    """For one process: the golden model in `dtype`."""
+    kernels.setup(dtype)
+    np.savez(Path(folder, f"{dtype}.npz"), **half_precision.make_record(dtype))
 
 
 def _shake_vectors(whole: ParameterSet) -> None:
@@ -85,41 +84,37 @@ def _shake_vectors(whole: ParameterSet) -> None:
             whole.load(name, tensor.asnumpy() + noise.normal(0, 0.2, tensor.shape).astype(np.float32))
 
 
-def run_rows(folder: Path, names: list[str]) -> None:
-    """All rows of this world size (or those named), errors written for this rank."""
-    world = collectives.init()
-    # Small enough that the tiny model has several.
-    parameters.BUCKET_ELEMENTS = 5000
-    results = {}
-    for row in ROWS:
-        if row.world == world.size and (not names or row.name in names):
-            start = time.time()
-            errors = Trial(record_of(row.record, folder), row.parallel, row.micro_batch).errors()
-            results[row.name] = asdict(errors)
-            if world.rank == world.size - 1:
-                print(f"{row.name}: {errors} {time.time() - start:.1f} s", flush=True)
-    for name in PLANTED:
-        if world.size == PLANTED_WORLD and (not names or name in names):
-            row, bug = with_bug(name)
-            with bug:
-                trial = Trial(record_of(row.record, folder), row.parallel, row.micro_batch)
-                results[name] = asdict(trial.errors(steps=2))
-    half = {row.name: (row, nullcontext()) for row in HALF_PRECISION_ROWS if row.world == world.size}
-    if world.size == PLANTED_WORLD:
-        half |= {name: with_bug(name) for name in PLANTED_HALF}
-    for name, (row, bug) in half.items():
-        if not names or name in names:
-            kernels.setup(row.dtype)
-            with bug:
-                results[name] = half_precision.measure(row, record_of(row.record, folder))
-    (folder / f"{world.size}_{world.rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    collectives.barrier()
+def row(sent: dict, folder: str, steps: int) -> dict:
+    """Errors of a row, as this rank sees them."""
+    return _fp32(Row.from_json(sent), nullcontext(), folder, steps)
 
 
-if __name__ == "__main__":
-    device.setup()
-    kernels.setup()
-    if sys.argv[1] == "records":
-        write_records(Path(sys.argv[2]))
-    else:
-        run_rows(Path(sys.argv[2]), sys.argv[3:])
+def row_with_bug(name: str, folder: str) -> dict:
+    """Errors of the row of a planted bug."""
+    return _fp32(*with_bug(name), folder, BUG_STEPS)
+
+
+def half_row(sent: dict, folder: str) -> dict:
+    """Distances of a half-precision row."""
+    return _half(Row.from_json(sent), nullcontext(), folder)
+
+
+def half_row_with_bug(name: str, folder: str) -> dict:
+    """Distances of the row of a planted half-precision bug."""
+    return _half(*with_bug(name), folder)
+
+
+def _fp32(row: Row, bug: AbstractContextManager, folder: str, steps: int) -> dict:
+    with bug, _several_buckets():
+        return asdict(Trial(record_of(row.record, Path(folder)), row.parallel, row.micro_batch).errors(steps))
+
+
+def _half(row: Row, bug: AbstractContextManager, folder: str) -> dict:
+    kernels.setup(row.dtype)
+    with bug, _several_buckets():
+        return half_precision.measure(row, record_of(row.record, Path(folder)))
+
+
+def _several_buckets() -> AbstractContextManager:
+    """Gradient buckets so small that the tiny model has several."""
+    return patch.object(parameters, "BUCKET_ELEMENTS", 5000)

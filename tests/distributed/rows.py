@@ -1,6 +1,6 @@
-"""The parity table's rows: one combination of parallel modes each, by name, with the world sizes in which it runs."""
+"""The long parity table's rows: one combination of parallel modes each, by name, with the world size it runs in."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from mindspeed_llm.config.parallel import ParallelConfig
 
@@ -17,6 +17,17 @@ class Row:
     micro_batch: int = 1
     record: str = "golden"
     dtype: str = "fp32"
+
+    def to_json(self) -> dict:
+        """As a RankPool sends it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, sent: dict) -> "Row":
+        """The row of `to_json`."""
+        parallel = {name: tuple(value) if isinstance(value, list) else value
+                    for name, value in sent["parallel"].items()}
+        return cls(**{**sent, "parallel": ParallelConfig(**parallel)})
 
 
 def combine(name: str, world: int, micro_batch: int = 1, record: str = "golden", dtype: str = "fp32", *, tp: int = 1,
@@ -102,6 +113,9 @@ ROWS = [
     combine("tp2_pp4", 8, tp=2, pp=4),
     combine("tp4_dp2_zero_sp_tied", 8, 2, record="tied", tp=4, sp=True, zero=True),
 ]
+
+SHORT_STEPS = 3  # of AdamW in a row of the default table
+LONG_RUNS = ("tp2_sp", "cp2_ulysses", "pp2_virtual", "dp2_overlap_zero_tied", "tp2_pp2_sp")
 
 
 def _half(dtype: str, name: str, *arguments, **options) -> Row:

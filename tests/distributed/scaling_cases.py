@@ -12,7 +12,7 @@ from mindspore import dtype as mstype
 from mindspeed_llm import training
 from mindspeed_llm.config.command_line import parse
 from mindspeed_llm.kernels import reference
-from mindspeed_llm.runtime.collectives import Group
+from mindspeed_llm.runtime import collectives
 from mindspeed_llm.training import loss_scale
 from mindspeed_llm.training.loop import Trainer
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
@@ -37,9 +37,10 @@ def write_data(folder: Path) -> None:
     write_ramps(folder / "text")
 
 
-def scaled_runs(folder: Path, world: Group) -> dict[str, dict]:
-    """Per run: `steps` as this rank saw them, and `final`, a digest of each parameter it holds by name and shard."""
-    return {name: _run(folder, flags, forced and world.rank == RANK) for name, (flags, forced) in RUNS.items()}
+def scaled_run(name: str, folder: str) -> dict:
+    """`steps` of a run as this rank saw them, and `final`, a digest of each parameter it holds by name and shard."""
+    flags, forced = RUNS[name]
+    return _run(Path(folder), flags, forced and collectives.world().rank == RANK)
 
 
 def _run(folder: Path, flags: str, overflows: bool) -> dict:

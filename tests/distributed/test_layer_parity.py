@@ -3,13 +3,9 @@
 On four ranks the model's two query groups are held twice (K/V replicated).
 """
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.distributed.launch import run_msrun
-
+CASES = "tests.distributed.layer_cases:"
 TOLERANCE = 2e-5
 LAYER = "decoder.layers.0."
 ATTENTION = {f"{LAYER}self_attention.{name}" for name in ("linear_qkv.weight", "linear_qkv.bias", "linear_proj.weight")}
@@ -29,35 +25,22 @@ BUGS = ("all-reduce dropped in f", "partial gradients of norms not summed", "seq
         "every rank counts its vocabulary from 0")
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """`measured(world)`: {case: {tensor: worst error of all ranks}}; one launch per size."""
-    folder, seen = tmp_path_factory.mktemp("layers"), {}
-
-    def measure(world):
-        if world not in seen:
-            seen[world] = None
-            job = run_msrun(Path(__file__).with_name("layer_cases.py"), world, folder, timeout=200)
-            assert job.returncode == 0, job.stdout[-3000:] + job.stderr
-            ranks = [json.loads((folder / f"{world}_{rank}.json").read_text()) for rank in range(world)]
-            seen[world] = {case: {name: max(rank[case][name] for rank in ranks) for name in ranks[0][case]}
-                           for case in ranks[0]}
-        assert seen[world] is not None, f"the launch of {world} ranks failed: see the first test of that size"
-        return seen[world]
-    return measure
+def worst(ranks):
+    """{tensor: worst error of all ranks}."""
+    return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
 
 
 @pytest.mark.parametrize("sp", ["plain", "sp"])
 @pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.parametrize("world", [2, 4])
-def test_layer_equals_the_plain_one(world, name, sp, measured):
-    errors = measured(world)[f"{name}, {sp}"]
+def test_layer_equals_the_plain_one(world, name, sp, ranks):
+    errors = worst(ranks(world).run(f"{CASES}case", name, sp == "sp"))
     assert set(errors) == COMPARED[name] | {"output"}
     assert max(errors.values()) < TOLERANCE, errors
 
 
 @pytest.mark.parametrize("bug", BUGS)
 @pytest.mark.parametrize("world", [2, 4])
-def test_tolerance_catches_a_planted_bug(world, bug, measured):
-    errors = measured(world)[bug]
+def test_tolerance_catches_a_planted_bug(world, bug, ranks):
+    errors = worst(ranks(world).run(f"{CASES}case_with_bug", bug))
     assert max(errors.values()) > 100 * TOLERANCE, errors

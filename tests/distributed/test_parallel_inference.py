@@ -1,17 +1,10 @@
-"""Four ranks say what one process says: generation of every kind, chat, MMLU; one launch for all parallel sizes."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""Four ranks say what one process says: generation of every kind, chat, MMLU; on resident ranks."""
 
 import numpy as np
 import pytest
 
-from tests.distributed.launch import run_msrun, worker_environment
 from tests.inference.tiny_job import QUESTIONS, write_job
 
-SCRIPT = Path(__file__).with_name("inference_cases.py")
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 CASES = {
     "TP2 PP2": f"{TP} 2 {PP} 2 --sequence-parallel",
@@ -22,15 +15,14 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(ranks, tmp_path_factory):
     """(one process' results, {flags: four ranks' results})."""
     folder = tmp_path_factory.mktemp("parallel_inference")
     write_job(folder)
-    single, several = folder / "single.json", folder / "several.json"
-    subprocess.run([sys.executable, SCRIPT, folder, single, ""], check=True, env=worker_environment(), timeout=120)
-    job = run_msrun(SCRIPT, 4, folder, several, *CASES.values())
-    assert job.returncode == 0, job.stdout + job.stderr
-    return json.loads(single.read_text())[""], json.loads(several.read_text())
+
+    def on(world, flags):
+        return ranks(world).run("tests.distributed.inference_cases:everything", str(folder), flags)[0]
+    return on(1, ""), {flags: on(4, flags) for flags in CASES.values()}
 
 
 @pytest.mark.parametrize("case", CASES)

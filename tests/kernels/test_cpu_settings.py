@@ -1,5 +1,7 @@
 """Every instruction set gives right results; on each of them the number of threads changes no bit."""
 
+import os
+
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -110,6 +112,12 @@ def test_each_instruction_set_against_float64(settings, name, dtype):
         gradients = settings.attention_bwd(g, q, k, v, out, lse, 0.3, 80, 0)
         for got, want in zip((out, *gradients), (expected[0], *expected[2:])):
             assert_close(got, want, dtype, factor=3)
+
+
+def test_the_environment_chooses_the_instruction_set(settings):
+    """The best that the processor has, or MINDSPEED_LLM_ISA: see tests/test_instruction_sets.py."""
+    chosen = settings.instruction_set()
+    assert chosen == os.environ.get("MINDSPEED_LLM_ISA", available(settings)[-1])
 
 
 def test_unknown_instruction_set_is_refused(settings):

@@ -1,19 +1,17 @@
-"""Two ranks under msrun: the tensor layer, joined through MCCL, gives what MCCL gives."""
+"""A case of a RankPool with two ranks: the tensor layer, joined through MCCL, gives what MCCL gives."""
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindspeed_llm.runtime import collectives, device
+from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import cpu, mccl, shared_memory
 
 
-def main():
-    device.setup()
-    rank, size = cpu.init()
-    world = collectives.Group(cpu.WORLD, tuple(range(size)), rank)
+def compare_engines():
+    world = collectives.world()
+    rank, size = world.rank, world.size
     assert shared_memory.supports(world.ranks) and not shared_memory.supports((0, size))
-    cpu.create_group(world.name, world.ranks)
     matrix = Tensor(np.random.default_rng(rank).standard_normal((6, 10)).astype(np.float32))
     scalar = Tensor(np.float32(rank))
     for tensor in (matrix, ops.cast(matrix, ms.bfloat16), matrix.transpose(1, 0), matrix[2:4], scalar):
@@ -69,6 +67,3 @@ def same(got, want):
     assert got.dtype == want.dtype and got.shape == want.shape, (got.dtype, want.dtype, got.shape, want.shape)
     assert np.array_equal(got.astype(ms.float32).asnumpy(), want.astype(ms.float32).asnumpy())
 
-
-if __name__ == "__main__":
-    main()

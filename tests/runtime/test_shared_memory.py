@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.runtime.shared_memory import build, roster
-from tests.distributed.launch import run_msrun
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "shared_memory_worker.py"
@@ -73,9 +72,8 @@ def test_scenario(scenario, ranks, tmp_path):
     succeed(scenario, ranks, tmp_path)
 
 
-def test_tensors_under_msrun():
-    job = run_msrun(Path(__file__).with_name("shared_memory_tensors.py"), 2, timeout=120)
-    assert job.returncode == 0, job.stdout + job.stderr
+def test_tensors_under_msrun(ranks):
+    ranks(2).run("tests.runtime.shared_memory_tensors:compare_engines")
 
 
 @pytest.mark.parametrize("scenario, ranks, killed", [("endless", 4, -9), ("exits_in_ring", 3, 1)])

@@ -1,17 +1,17 @@
-"""Run by test_documented_blocks.py under msrun on four ranks: the documented training blocks, one after the other.
-
-    msrun ... block_cases.py FOLDER TEXT PACKED TOKENIZER
+"""Cases of a RankPool for test_documented_blocks.py: the documented training blocks on four ranks.
 
 A block's flags come as they are documented; what is appended makes the model, the batch and the parallel sizes small
-and names the files. Rank 0 writes what `pretrain_gpt.py` prints to FOLDER/<block>.log.
+and names the files.
 """
 
 import contextlib
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pretrain_gpt
+from mindspeed_llm.runtime import collectives
 from tests.config.flag_blocks import BLOCKS, argv
 
 SHAPE = ("--num-layers 4 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 8 --padded-vocab-size 512 "
@@ -34,16 +34,10 @@ def flags(name: str, folder: Path, text: str, packed: str, tokenizer: str) -> li
     return argv(BLOCKS[name][1]) + argv(SHAPE) + argv(SMALLER[name]) + places
 
 
-def main() -> None:
-    """Train every block; an error ends the job."""
-    folder = Path(sys.argv[1])
-    words = {name: flags(name, folder, *sys.argv[2:]) for name in SMALLER}
-    for name, arguments in words.items():
-        log = folder / f"{name}.log" if os.environ["RANK_ID"] == "0" else Path(os.devnull)
-        sys.argv[1:] = arguments
-        with log.open("w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
-            pretrain_gpt.main()
-
-
-if __name__ == "__main__":
-    main()
+def train(name: str, folder: str, text: str, packed: str, tokenizer: str) -> None:
+    """Train a block; rank 0 writes what `pretrain_gpt.py` prints to `folder`/<block>.log."""
+    log = Path(folder, f"{name}.log") if collectives.world().rank == 0 else Path(os.devnull)
+    words = ["pretrain_gpt.py", *flags(name, Path(folder), text, packed, tokenizer)]
+    with patch.object(sys, "argv", words), log.open("w", encoding="utf-8") as stream, \
+            contextlib.redirect_stdout(stream):
+        pretrain_gpt.main()

@@ -2,12 +2,10 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
-from tests.distributed.launch import run_msrun
 from tests.scripts.block_cases import SMALLER
 from tests.scripts.tiny_data import write_packed, write_text
 
@@ -19,11 +17,11 @@ RANKS = {"pretrain 4k": "tensor 1 x context 1 x data 2 x pipeline 2",
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer_dir):
+def folder(ranks, tmp_path_factory, tokenizer_dir):
     path = tmp_path_factory.mktemp("blocks")
-    job = run_msrun(Path(__file__).with_name("block_cases.py"), 4, path, write_text(path, 4000),
-                    write_packed(path, 8, 64), tokenizer_dir)
-    assert job.returncode == 0, job.stdout[-2000:] + job.stderr
+    files = write_text(path, 4000), write_packed(path, 8, 64), tokenizer_dir
+    for name in SMALLER:
+        ranks(4).run("tests.scripts.block_cases:train", name, str(path), *files)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def train(script, folder, data, tokenizer, batch, context):
                                                    ("tune_glm4_9b_32k_full_ms.sh", 2, True)])
 def test_context_parallel_ranks_train_as_one_process(script, batch, packed, tmp_path, tokenizer_dir):
     data = write_packed(tmp_path, 4, LENGTH) if packed else write_text(tmp_path, 4 * LENGTH)
-    two, one = (train(script, tmp_path / f"context{size}", data, tokenizer_dir, batch, size) for size in (2, 1))
+    with ThreadPoolExecutor() as jobs:  # starting them is mostly waiting
+        two, one = jobs.map(lambda size: train(script, tmp_path / f"context{size}", data, tokenizer_dir, batch, size),
+                            (2, 1))
     assert len(one) == len(two) == ITERATIONS and one[0][0] > one[1][0] > 0
     for (loss, norm), (expected_loss, expected_norm) in zip(two, one, strict=True):
         assert loss == pytest.approx(expected_loss, rel=2e-5)

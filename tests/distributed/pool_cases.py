@@ -1,0 +1,36 @@
+"""Cases of test_pool.py."""
+
+import os
+import time
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_llm.runtime import collectives
+
+
+def process() -> int:
+    return os.getpid()
+
+
+def fail(number: int) -> None:
+    raise ValueError(f"{'seven' if number == 7 else number} is too many")
+
+
+def die() -> None:
+    os._exit(3)
+
+
+def sleep() -> None:
+    time.sleep(600)
+
+
+def fail_before_a_sum(rank: int) -> None:
+    if collectives.world().rank == rank:
+        raise RuntimeError("planted")
+    sum_of_ranks()
+
+
+def sum_of_ranks() -> int:
+    world = collectives.world()
+    return int(collectives.all_reduce(Tensor(np.array([world.rank], np.float32)), world).asnumpy()[0])
