@@ -6,10 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """`kernels` is MINDSPEED_LLM_ISA, `onednn` is ONEDNN_MAX_CPU_ISA, `flags` those of /proc/cpuinfo that both need."""
+    """`name` is MINDSPEED_LLM_ISA, `onednn` is ONEDNN_MAX_CPU_ISA, `flags` those of /proc/cpuinfo that both need."""
 
     name: str
-    kernels: str
     onednn: str
     flags: frozenset[str]
 
@@ -19,7 +18,7 @@ class InstructionSet:
 
     def environment(self) -> dict[str, str]:
         """The variables that hold a process to this instruction set."""
-        return {"MINDSPEED_LLM_ISA": self.kernels, "ONEDNN_MAX_CPU_ISA": self.onednn}
+        return {"MINDSPEED_LLM_ISA": self.name, "ONEDNN_MAX_CPU_ISA": self.onednn}
 
 
 def processor_flags() -> frozenset[str]:
@@ -32,9 +31,9 @@ def processor_flags() -> frozenset[str]:
 _AVX512 = frozenset({"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
 # From the oldest to the newest; each processor has all up to its own.
 INSTRUCTION_SETS = (
-    InstructionSet("base", "base", "SSE41", frozenset({"sse4_1"})),
-    InstructionSet("avx2", "avx2", "AVX2", frozenset({"avx2", "fma"})),
-    InstructionSet("avx512", "avx512", "AVX512_CORE", _AVX512),
-    InstructionSet("avx512_bf16", "avx512_bf16", "AVX512_CORE_BF16", _AVX512 | {"avx512_bf16"}),
-    InstructionSet("amx", "amx", "AVX512_CORE_AMX", _AVX512 | {"avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}),
+    InstructionSet("base", "SSE41", frozenset({"sse4_1"})),
+    InstructionSet("avx2", "AVX2", frozenset({"avx2", "fma"})),
+    InstructionSet("avx512", "AVX512_CORE", _AVX512),
+    InstructionSet("avx512_bf16", "AVX512_CORE_BF16", _AVX512 | {"avx512_bf16"}),
+    InstructionSet("amx", "AVX512_CORE_AMX", _AVX512 | {"avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}),
 )

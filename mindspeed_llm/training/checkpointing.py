@@ -66,8 +66,10 @@ def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
     With --no-load-rng, and where training starts at iteration 0, the seed stays that of the command line. Raises UserError
     for a --seed that contradicts the checkpoint's.
     """
+    if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
+        return configs
     stored, asked = source.rng["seed"], configs.train.seed
-    if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng or stored == asked:
+    if stored == asked:
         return configs
     if "seed" in configs.explicit:
         raise UserError(f"--seed ({asked}) contradicts the checkpoint {source.directory}, whose data order comes from "

@@ -29,9 +29,11 @@ def module_name(path: Path) -> str:
 
 @functools.cache
 def trees() -> dict[str, ast.Module]:
-    """The parsed package and entrypoints, by module name."""
+    """The parsed package and entrypoints, by module name; not the launcher, which starts them and knows no configuration
+    (its names are others' too, and `Types` tells classes and functions apart by their names alone).
+    """
     return {module_name(path): ast.parse(path.read_text(encoding="utf-8"))
-            for path in (*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"))}
+            for path in (*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")) if PACKAGE / "launch" not in path.parents}
 
 
 def annotated(node: ast.expr | None) -> str | None:
@@ -60,6 +62,9 @@ class Types:
             for member in node.body:
                 if isinstance(member, ast.AnnAssign) and (name := annotated(member.annotation)):
                     self.attributes[node.name][member.target.id] = name
+                elif (isinstance(member, ast.FunctionDef) and (name := annotated(member.returns))
+                      and any(annotated(mark) in ("property", "cached_property") for mark in member.decorator_list)):
+                    self.attributes[node.name][member.name] = name
         for node in classes:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef):

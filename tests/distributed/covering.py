@@ -76,8 +76,6 @@ def row(choice: Choice) -> Row:
         options["layers"] = UNEVEN[pp, LAYERS.get(record, 4)]
     if record == "noop":
         options["noop_layers"] = (2, 3, 6)
-    if record == "lengths":
-        options["variable_seq_lengths"] = True
     words = [f"{size}{choice[size]}" for size in SIZES if choice[size] > 1]
     words += ["sp"] * choice["sp"] + [value for value in (choice["ring"], choice["recompute"]) if value]
     words += [value for value, plain in ((split, "even"), (choice["sums"], "plain"), (record, "golden"))

@@ -15,7 +15,7 @@ from mindspeed_llm.core.context_parallel import partition
 from mindspeed_llm.core.optimizer import gradients, reduction
 from mindspeed_llm.core.optimizer.optimizer import ChunkState, Optimizer
 from mindspeed_llm.core.optimizer.reduction import GradientReducer
-from mindspeed_llm.core.pipeline_parallel import interleaved, schedules
+from mindspeed_llm.core.pipeline_parallel import mail
 from mindspeed_llm.core.tensor_parallel import layers
 from mindspeed_llm.runtime.collectives import Group, start_all_reduce
 from tests.distributed.rows import Row, combine
@@ -100,10 +100,10 @@ PLANTED = {
                              lambda seq_length, group, _: np.arange(seq_length // group.size))),
     "pipeline messages one late": (
         combine("pp2_dp2", 4, pp=2),
-        lambda: patch.object(schedules, "finish_exchange", _one_late(schedules.finish_exchange))),
+        lambda: patch.object(mail, "finish_exchange", _one_late(mail.finish_exchange))),
     "interleaved messages one late": (
         combine("pp2_dp2_virtual", 4, pp=2, **_VIRTUAL),
-        lambda: patch.object(interleaved, "finish_exchange", _one_late(interleaved.finish_exchange))),
+        lambda: patch.object(mail, "finish_exchange", _one_late(mail.finish_exchange))),
     "tied embedding not summed over the stages": (
         combine("pp2_dp2_tied", 4, record="tied", pp=2),
         lambda: patch.object(gradients, "sum_tied_embedding", lambda chunk, state: None)),
