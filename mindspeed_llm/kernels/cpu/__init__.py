@@ -9,7 +9,7 @@ bf16 parts, measured as close to fp64 as fp32 units or closer (`src/amx_gemm.inc
 
 The inner loops exist once per instruction set (base, avx2, avx512, avx512_bf16, amx); the best one that the processor has
 is used, or the one that MINDSPEED_LLM_ISA names. On each of them results are the same bits for any number of threads. A row
-of a product of up to 16 rows, and a sequence's new token in `attention_cached`, has the same bits whatever is beside it in
+of a product of up to 15 rows, and a sequence's new token in `attention_cached`, has the same bits whatever is beside it in
 the batch. Two instruction sets differ in the order of their sums, and so in the last bits.
 """
 

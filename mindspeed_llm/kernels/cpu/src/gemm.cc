@@ -7,7 +7,7 @@
 namespace msl {
 namespace {
 
-constexpr i64 kGemvRows = 16;
+constexpr i64 kGemvRows = 15;
 constexpr i64 kTileTokens = 64;
 
 // As many rows of A as fit the scratch memory are packed by all threads; then each task packs columns of B and
