@@ -31,18 +31,9 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
-    for item in items:
-        if _uses_ranks(item) and item.location[0] not in ON_RANKS:
-            raise pytest.UsageError(f"{item.nodeid} uses `ranks`: add its file to ON_RANKS in tests/conftest.py")
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = {group: number for number, group in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(_group(item.location[0]), len(place)))
-
-
-def _uses_ranks(item):
-    """Whether a test has the fixture `ranks` below, not a parameter of that name."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return "ranks" in getattr(item, "fixturenames", ()) and "ranks" not in parameters
 
 
 def _group(file):
@@ -71,8 +62,10 @@ def ranks(tmp_path_factory):
     pools = {}
     base = tmp_path_factory.getbasetemp()
     with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("ranks.lock").open("w") as lock:
-        # Two sets of ranks would take twice the memory and time: an error, should the grouping fail.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a second set of ranks would take the memory and the time once more
+            pytest.fail("two test processes use `ranks`: is the file of this test in ON_RANKS of tests/conftest.py?")
         yield lambda world: pools.setdefault(world, RankPool(world))
         for pool in pools.values():
             pool.close()
