@@ -1,5 +1,6 @@
 """What tests of several folders use: a small tokenizer of the ChatGLM layout, resident ranks; and `--full`."""
 
+import fcntl
 import os
 
 import pytest
@@ -9,9 +10,12 @@ from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chat
 from tests.distributed.pool import RankPool
 
 TEXT = "What is the capital of France? The capital is Paris. 你好，世界！ Weather in Paris: sunny and warm, 21 degrees.\n"
-
-
-# What tests/run.sh starts first, so that its two processes end at about the same time: whole jobs take longest.
+# Files whose tests use the fixture `ranks`: tests/run.sh gives them to one of its processes.
+ON_RANKS = ("tests/distributed/test_behaviour.py", "tests/distributed/test_half_precision.py",
+            "tests/distributed/test_layer_parity.py", "tests/distributed/test_parallel_inference.py",
+            "tests/distributed/test_parity.py", "tests/distributed/test_pool.py", "tests/runtime/test_shared_memory.py",
+            "tests/scripts/test_documented_blocks.py")
+# What tests/run.sh starts first, so that its processes end at about the same time: whole jobs take longest.
 LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_sets.py",
            "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",
            "tests/scripts/test_long_scripts.py")
@@ -28,23 +32,43 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-        items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
+        place = {group: number for number, group in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(_group(item.location[0]), len(place)))
 
 
-def _group(item):
-    """Tests of one name stay in one process: those on resident ranks, of which there is one set; else a file's."""
-    return "ranks" if "ranks" in item.fixturenames else item.location[0]
+def _group(file):
+    """Files of one group run in one process: those on resident ranks, of which there is one set; else each by itself."""
+    return "ranks" if file in ON_RANKS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile` by group. (`--dist loadgroup` of pytest-xdist 3.8 groups nothing under pytest 9.2: its issue
+    1386.)
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group(nodeid.partition("::")[0])
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")
-def ranks():
+def ranks(tmp_path_factory):
     """`ranks(world)`: the resident ranks of a world size, for all tests of the session."""
     pools = {}
-    yield lambda world: pools.setdefault(world, RankPool(world))
-    for pool in pools.values():
-        pool.close()
+    base = tmp_path_factory.getbasetemp()
+    with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("ranks.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a second set of ranks would take the memory and the time once more
+            pytest.fail("two test processes use `ranks`: is the file of this test in ON_RANKS of tests/conftest.py?")
+        yield lambda world: pools.setdefault(world, RankPool(world))
+        for pool in pools.values():
+            pool.close()
 
 
 @pytest.fixture(scope="session")
