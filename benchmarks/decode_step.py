@@ -4,13 +4,12 @@
 
 The peer's environment is that of train_step.py. Two worker processes take turns, ours, theirs, ours, ...: each turn goes
 back to the end of the prompts and decodes --tokens greedily for every sequence; medians and their ratio are printed. Every
-prompt has --seq tokens, because the peer would need padding for others. With --isa avx2 both keep to AVX2: our kernels by
-`instruction_set`, oneDNN by ONEDNN_MAX_CPU_ISA, PyTorch's own kernels by ATEN_CPU_CAPABILITY.
+prompt has --seq tokens, because the peer would need padding for others. --isa limits both sides to an instruction set, as in
+train_step.py.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -19,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from train_step import BENCH, ROOT, alternate, peer_model, read_inputs, step_options, write_inputs
-
-CAPABILITIES = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
 
 
 def ours(data, options):
@@ -37,8 +34,6 @@ def ours(data, options):
     from mindspeed_llm.tasks.inference.generator import Generator
     device.setup()
     kernels.setup(options.dtype)
-    if options.isa:
-        kernels.primitives().instruction_set(options.isa)
     model, parallel = ModelConfig(**BENCH), ParallelConfig()
     state = parallel_state.build(model, parallel)
     chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
@@ -93,7 +88,6 @@ def work(options) -> None:
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--tokens", type=int, default=16, help="tokens that a turn decodes for each sequence")
-    parser.add_argument("--isa", choices=CAPABILITIES, help="keep both to this instruction set")
     parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
@@ -101,7 +95,6 @@ def main() -> None:
     if options.worker:
         work(options)
         return
-    os.environ.update(CAPABILITIES.get(options.isa, {}))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         write_inputs(path, options.batch, options.seq)

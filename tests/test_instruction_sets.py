@@ -15,7 +15,10 @@ from tests.instruction_sets import INSTRUCTION_SETS
 
 ROOT = Path(__file__).parents[1]
 PARITY = "tests/distributed/test_half_precision.py::test_within_the_limits_of_rounding"
-CHECKED = ["tests/kernels", "tests/training/test_training.py::test_bf16_follows_fp32",
+# What test_cpu_settings.py and test_cpu_decode.py check, they check at every instruction set by themselves.
+KERNELS = [f"tests/kernels/test_cpu_{part}.py" for part in ("attention", "linear", "optimizer", "rows")]
+CHECKED = [*KERNELS, "tests/kernels/test_cpu_settings.py::test_the_environment_chooses_the_instruction_set",
+           "tests/training/test_training.py::test_bf16_follows_fp32",
            *(f"{PARITY}[2-{row}_bf16]" for row in ("pp2", "tp2_sp", "cp2_ulysses"))]
 LEAST = 250  # of these tests that pass: a run that finds or does little must not look right
 OWN = [each.name for each in INSTRUCTION_SETS if not each.missing()][-1:]

@@ -26,7 +26,7 @@ LOG_ROOT=${LOG_ROOT:-logs}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE_DIR/model_args.sh"
 source "$EXAMPLE_DIR/train_args.sh"
-if ((RECOMPUTE_LAYERS > 0)); then
+if [[ "$RECOMPUTE_LAYERS" != 0 ]]; then
     TRAIN_ARGS+=(--recompute-granularity full --recompute-method block --recompute-num-layers "$RECOMPUTE_LAYERS")
 fi
 start_from "$CKPT_LOAD_DIR" "$CKPT_SAVE_DIR"
