@@ -2,7 +2,7 @@
 
 import math
 
-from mindspore import Tensor, mint, ops
+from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 
