@@ -6,6 +6,22 @@ from mindspeed_llm.config.errors import UserError
 
 
 @dataclass(frozen=True)
+class LocalHeads:
+    """Attention heads of a tensor-parallel rank: `groups` key/value heads, `per_group` query heads for each of them, and
+    how many ranks hold the same keys and values (`replicas`, 1 unless there are more ranks than query groups).
+    """
+
+    groups: int
+    per_group: int
+    replicas: int
+
+    @property
+    def queries(self) -> int:
+        """Query heads of a rank."""
+        return self.groups * self.per_group
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the tensors and the arithmetic of the model. Defaults are GLM4's constants.
 
@@ -52,6 +68,11 @@ class ModelConfig:
     def heads_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_attention_heads // self.num_query_groups
+
+    def local_heads(self, tp_size: int) -> LocalHeads:
+        """The heads that each of `tp_size` tensor-parallel ranks has: whole query groups, or a part of one."""
+        groups = max(1, self.num_query_groups // tp_size)
+        return LocalHeads(groups, self.num_attention_heads // tp_size // groups, max(1, tp_size // self.num_query_groups))
 
     def to_dict(self) -> dict:
         """JSON-ready dictionary, stored in a checkpoint's metadata."""

@@ -12,7 +12,7 @@ from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.training import ConvertConfig
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.tasks.convert import run
 from mindspeed_llm.tasks.convert.export_plan import Tensor, plan_shards
 from mindspeed_llm.tasks.convert.hf_directory import HfDirectory, find_layout

@@ -106,7 +106,7 @@ PLANTED = {
         lambda: patch.object(mail, "finish_exchange", _one_late(mail.finish_exchange))),
     "tied embedding not summed over the stages": (
         combine("pp2_dp2_tied", 4, record="tied", pp=2),
-        lambda: patch.object(gradients, "sum_tied_embedding", lambda chunk, state: None)),
+        lambda: patch.object(gradients, "sum_across_stages", lambda chunk, state: None)),
     "chunks of a rank hold neighbouring layers": (
         combine("pp2_dp2_virtual", 4, pp=2, **_VIRTUAL),
         lambda: patch.object(ParallelConfig, "stage_layers", _in_rank_order(ParallelConfig.stage_layers))),

@@ -40,7 +40,7 @@ class Golden:
 
     def local(self, kind: str, spec: TensorSpec, rank: int = 0, size: int = 1) -> np.ndarray:
         """A tensor-parallel rank's part of `weight/<name>` or `grad/<name>`."""
-        whole, axis = self._data[f"{kind}/{spec.name}"], spec.axis or 0
+        whole, axis = self._data[f"{kind}/{spec.name}"], spec.partition_dim or 0
         return np.concatenate([whole.take(range(start, stop), axis) for start, stop in spec.segments(rank, size)], axis)
 
     def norm(self, name: str) -> float:

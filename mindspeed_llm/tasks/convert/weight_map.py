@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from mindspeed_llm.checkpoint.dtypes import StoredTensor
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import TensorSpec, model_specs
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import model_specs
 
 
 @dataclass(frozen=True)
