@@ -19,13 +19,14 @@ ALLOWED = {
     "runtime": {"config"},
     "kernels": {"config", "runtime"},
     "core": {"config", "runtime", "kernels"},
-    "data": {"config", "runtime"},
     "checkpoint": {"config", "runtime", "core.sharding", "core.structure"},
+    "families": {"config", "checkpoint", "core.sharding", "core.structure"},
+    "data": {"config", "runtime", "families"},
     "training": {"config", "runtime", "kernels", "core", "data", "checkpoint"},
-    "tasks": {"config", "runtime", "kernels", "core", "data", "checkpoint", "training"},
+    "tasks": {"config", "runtime", "kernels", "core", "families", "data", "checkpoint", "training"},
 }
-FRAMEWORK_FREE = ("config", "launch", "data", "checkpoint", "core/sharding.py", "core/structure.py", "tasks/convert",
-                  "tasks/planner", "tasks/preprocess")
+FRAMEWORK_FREE = ("config", "launch", "data", "checkpoint", "core/sharding.py", "core/structure.py", "families",
+                  "tasks/convert", "tasks/planner", "tasks/preprocess")
 
 
 def _files(*places: str) -> list[Path]:

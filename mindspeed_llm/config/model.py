@@ -27,7 +27,8 @@ class ModelConfig:
 
     `ffn_hidden_size` is the width of one of gate and up (linear_fc1 has twice as many rows).
     `rotary_percent` is the rotated part of a head (GLM4: the first half). `post_norm` adds GLM-4-0414's two norms
-    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`).
+    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`), `qk_layernorm` norms of every query and key
+    head before they are rotated (Qwen3).
     """
 
     num_layers: int
@@ -43,6 +44,7 @@ class ModelConfig:
     rotary_percent: float = 0.5
     add_qkv_bias: bool = True
     post_norm: bool = False
+    qk_layernorm: bool = False
     untie_embeddings_and_output_weights: bool = True
     init_method_std: float = 0.02
 
@@ -91,7 +93,7 @@ class ModelConfig:
 # Every field is one or the other: what a checkpoint fixes and a flag may not contradict, and what a flag may override (one
 # line says so, and the next checkpoint stores it).
 SHAPE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
-                "kv_channels", "padded_vocab_size", "norm_epsilon", "rotary_percent", "add_qkv_bias", "post_norm",
+                "kv_channels", "padded_vocab_size", "norm_epsilon", "rotary_percent", "add_qkv_bias", "post_norm", "qk_layernorm",
                 "untie_embeddings_and_output_weights")
 OVERRIDABLE_FIELDS = ("max_position_embeddings", "rotary_base", "init_method_std")
 

@@ -124,6 +124,11 @@ def qkv_rope(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group
     return _active.api.qkv_rope(qkv, cos, sin, groups, heads_per_group, head_dim)
 
 
+def split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`qkv_rope` without the rotation."""
+    return _active.api.split_qkv(qkv, groups, heads_per_group, head_dim)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
     """Causal attention of `q (S, B, N, D)` over `k, v (S, B, G, D)`, N a multiple of G: `(S, B, N, D)`.
 

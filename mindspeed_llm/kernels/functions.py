@@ -129,6 +129,12 @@ def build(primitives) -> dict:
         def backward(ctx, grad):
             return grad, grad
 
+    def split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        seq, batch, _ = qkv.shape
+        grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
+        return tuple(part.reshape(seq, batch, -1, head_dim)
+                     for part in mint.split(grouped, [heads_per_group, 1, 1], dim=3))
+
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
         return Attention.apply(q, k, v, scale, cu_seqlens)
 
@@ -139,6 +145,7 @@ def build(primitives) -> dict:
         "swiglu": SwiGLU.apply,
         "rope": Rope.apply,
         "qkv_rope": QKVRope.apply,
+        "split_qkv": split_qkv,
         "attention": attention,
         "embedding": lambda weight, ids, vocab_start=0: Embedding.apply(weight, ids, vocab_start),
         "add": Add.apply,

@@ -90,6 +90,9 @@ PLANTED = {
         lambda: patch.object(layers, "start_all_reduce", lambda tensor, group: (tensor, None))),
     "K/V gradients not summed": (
         combine("tp4", 4, 4, tp=4), lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
+    "gradients of q and k norms not summed": (
+        combine("qwen3_tp2_dp2", 4, 2, record="qwen3", tp=2),
+        lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
     "zigzag order wrong": (combine("cp2_dp2", 4, 2, cp=2), _wrong_zigzag),
     "replicated parameters counted twice in the norm": (
         combine("tp2_dp2", 4, 2, tp=2),

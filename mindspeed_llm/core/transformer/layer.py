@@ -50,6 +50,10 @@ class Attention(Part):
         self.linear_qkv = ColumnParallelLinear(
             f"{name}.linear_qkv", number, model.hidden_size, width + 2 * model.num_query_groups * model.kv_channels,
             query_groups(model), bias=model.add_qkv_bias, shared=Shared("kv_replica", rows=2 * model.kv_channels))
+        # Every rank has the norms' weights and sees its own heads only.
+        self.q_layernorm, self.k_layernorm = (
+            Norm(f"{name}.{letter}_layernorm", number, model.kv_channels, model.norm_epsilon, Shared("tp"))
+            if model.qk_layernorm else None for letter in "qk")
         self.linear_proj = RowParallelLinear(f"{name}.linear_proj", number, width, model.hidden_size)
 
     def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
@@ -57,15 +61,24 @@ class Attention(Part):
         heads, dim = self.model.local_heads(self.state.tp.size), self.model.kv_channels
         qkv = self.linear_qkv(x)
         qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
-        q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, heads.groups, heads.per_group, dim)
+        if self.q_layernorm is None:
+            q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, heads.groups, heads.per_group, dim)
+        else:
+            q_SBND, k_SBGD, v_SBGD = kernels.split_qkv(qkv, heads.groups, heads.per_group, dim)
+            q_SBND = kernels.rope(self.q_layernorm(q_SBND), context.cos, context.sin)
+            k_SBGD = kernels.rope(self.k_layernorm(k_SBGD), context.cos, context.sin)
         out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
         return self.linear_proj(out_SBND.reshape(-1, heads.queries * dim))
 
     def kept(self, sizes: ActivationSizes) -> int:
-        """Beside the inputs of the products, the second of which is attention's output: q, k, v and row statistics."""
-        heads = self.model.local_heads(sizes.tp)
-        numbers = (heads.queries + 2 * heads.groups) * self.model.kv_channels * sizes.element
-        return super().kept(sizes) + sizes.tokens * (numbers + heads.queries * sizes.attention_statistics * FP32_BYTES)
+        """The inputs of the products, the second of which is attention's output; q, k, v and row statistics; q and k as
+        they were before their norms.
+        """
+        heads, head = self.model.local_heads(sizes.tp), self.model.kv_channels * sizes.element
+        kept = (heads.queries + 2 * heads.groups) * head + heads.queries * sizes.attention_statistics * FP32_BYTES
+        if self.q_layernorm is not None:
+            kept += (heads.queries + heads.groups) * (head + FP32_BYTES)
+        return self.linear_qkv.kept(sizes) + self.linear_proj.kept(sizes) + sizes.tokens * kept
 
 
 class MLP(Part):

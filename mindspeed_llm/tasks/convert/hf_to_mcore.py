@@ -22,8 +22,9 @@ from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import chunk_specs
 from mindspeed_llm.tasks.convert.disk import require_space
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory, find_layout
-from mindspeed_llm.tasks.convert.weight_map import Mapped, hf_shapes, mapped_tensors
+from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 
 ITERATION = 1
 

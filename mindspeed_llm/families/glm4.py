@@ -4,8 +4,9 @@
 `post_mlp_layernorm`. Epsilon (1e-05 in the released models) comes from config.json.
 """
 
-from mindspeed_llm.tasks.convert import glm
-from mindspeed_llm.tasks.convert.weight_map import HfLayout, Whole
+from mindspeed_llm.families import glm
+from mindspeed_llm.families.family import Family
+from mindspeed_llm.families.weight_map import HfLayout, Whole
 
 LAYOUT = HfLayout(
     flag="glm4",
@@ -20,4 +21,18 @@ LAYOUT = HfLayout(
     matches=lambda config: config.get("model_type") == "glm4",
     read_config=lambda config, where: glm.native_config(config, where, post_norm=True),
     updates=glm.native_updates,
+)
+
+FAMILY = Family(
+    name="glm-4-0414",
+    layouts=(LAYOUT,),
+    prompt_type=glm.PROMPT_TYPE,
+    stop_tokens=glm.STOP_TOKENS,
+    arguments=glm.ARGUMENTS + " --norm-epsilon 1e-05 --post-norm",
+    models={
+        "glm4-9b-0414": glm.SIZE_9B,    # also GLM-Z1-9B-0414
+        # 61 layers, as 64 of which three hold nothing: 8 pipeline stages share them, the first two have less to do
+        "glm4-32b": "--num-layers 64 --noop-layers 6,7,15 --hidden-size 6144 --ffn-hidden-size 23040 "
+                    "--num-attention-heads 48 --kv-channels 128 --padded-vocab-size 151552",
+    },
 )

@@ -3,8 +3,10 @@
 import re
 
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.tasks.convert.config_fields import entry, require
-from mindspeed_llm.tasks.convert.weight_map import HfLayout, SplitQkv, Vocab, Whole
+from mindspeed_llm.families.config_fields import entry, require
+from mindspeed_llm.families import chatglm
+from mindspeed_llm.families.family import Family
+from mindspeed_llm.families.weight_map import HfLayout, SplitQkv, Vocab, Whole
 
 TOP = {
     "embedding.word_embeddings.weight": Vocab("model.embed_tokens.weight"),
@@ -26,8 +28,11 @@ LAYER_PREFIX = "model.layers.{layer}."
 IGNORED = re.compile(r".*rotary_emb\.inv_freq")
 
 
-def native_config(config: dict, where: str, *, post_norm: bool) -> ModelConfig:
-    """ModelConfig of a native config.json. Entries whose default varies between transformers versions must be given."""
+def native_config(config: dict, where: str, *, rotary_percent: float = 0.5, **fixed: bool) -> ModelConfig:
+    """ModelConfig of a native config.json. Entries whose default varies between transformers versions must be given.
+
+    `rotary_percent` is the family's where the file says nothing, `fixed` what files do not say.
+    """
     require(config, "hidden_act", "silu", where, "silu")
     # transformers 5 keeps theta and partial factor in rope_parameters, earlier ones beside the other entries.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -46,10 +51,10 @@ def native_config(config: dict, where: str, *, post_norm: bool) -> ModelConfig:
         max_position_embeddings=entry(config, "max_position_embeddings", int, where, 131072),
         norm_epsilon=entry(config, "rms_norm_eps", float, where),
         rotary_base=entry(rotary, "rope_theta", float, where, 10000.0),
-        rotary_percent=entry(rotary, "partial_rotary_factor", float, where, 0.5),
+        rotary_percent=entry(rotary, "partial_rotary_factor", float, where, rotary_percent),
         add_qkv_bias=entry(config, "attention_bias", bool, where),
-        post_norm=post_norm,
         untie_embeddings_and_output_weights=not entry(config, "tie_word_embeddings", bool, where, False),
+        **fixed,
     )
 
 
@@ -76,6 +81,29 @@ LAYOUT = HfLayout(
     ignored=IGNORED,
     buffers={},
     matches=lambda config: config.get("model_type") == "glm",
-    read_config=lambda config, where: native_config(config, where, post_norm=False),
+    read_config=native_config,
     updates=native_updates,
+)
+
+# What GLM-4 models of both generations have in common.
+PROMPT_TYPE, STOP_TOKENS = "glm4", ("<|endoftext|>", "<|user|>", "<|observation|>")
+ARGUMENTS = (
+    "--use-mcore-models --group-query-attention --num-query-groups 2 --disable-bias-linear --swiglu --normalization RMSNorm "
+    "--position-embedding-type rope --use-glm-rope --rotary-percent 0.5 --untie-embeddings-and-output-weights "
+    "--attention-dropout 0.0 --hidden-dropout 0.0 --attention-softmax-in-fp32")
+SIZE_9B = ("--num-layers 40 --hidden-size 4096 --ffn-hidden-size 13696 --num-attention-heads 32 --kv-channels 128 "
+           "--padded-vocab-size 151552 --add-qkv-bias")
+
+FAMILY = Family(
+    name="glm-4",
+    layouts=(chatglm.LAYOUT, LAYOUT),
+    prompt_type=PROMPT_TYPE,
+    stop_tokens=STOP_TOKENS,
+    arguments=ARGUMENTS + " --norm-epsilon 1.5625e-07",
+    models={
+        "glm4-9b": SIZE_9B,
+        # for a laptop, CI and the quickstart
+        "glm4-tiny": "--num-layers 4 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 4 --kv-channels 32 "
+                     "--padded-vocab-size 1024 --add-qkv-bias",
+    },
 )
