@@ -33,6 +33,7 @@ def setup(seed: int = 1234) -> str:
         if target == "CPU" or simulated():
             # Asynchronous launch steals the cores from the kernels there (2-4x slower) and reports errors late.
             ms.runtime.launch_blocking()
+        if target == "CPU":
             _stop_idle_spinning()
         autograd.enable()
         _state["target"] = target
