@@ -42,15 +42,16 @@ class ParameterSet:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
         contents = bucket_contents(specs, tp_rank, tp_size, BUCKET_ELEMENTS)
-        shapes, named = _padded_shapes([content.specs for content in contents], tp_rank, tp_size, multiple_of)
+        shapes, named = _padded_shapes(contents, tp_rank, tp_size, multiple_of)
         ends = np.cumsum([sum(int(np.prod(shape)) for shape in bucket) for bucket in shapes]).tolist()
         self.buffer = FlatBuffer(shapes, dtype)
         views = dict(zip(named, self.buffer.views, strict=True))
         ranges = dict(zip(named, zip(self.buffer.offsets[:-1], self.buffer.offsets[1:], strict=True), strict=True))
         self.tensors: dict[str, Tensor] = {name: views[name] for name in self.specs}
         self.ranges = {name: ranges[name] for name in self.specs}
-        self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content.specs), content.late)
-                        for start, stop, content in zip([0, *ends][:-1], ends, contents, strict=True) if content.trainable]
+        self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), content[0].late)
+                        for start, stop, content in zip([0, *ends][:-1], ends, contents, strict=True)
+                        if content[0].trainable]
         self.grads = FlatBuffer(shapes[:len(self.buckets)], mstype.float32)
         self._arriving: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         main_grads = dict(zip(named, self.grads.views))  # the names of frozen parameters follow and have none

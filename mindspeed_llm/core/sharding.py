@@ -124,26 +124,15 @@ def query_groups(model: ModelConfig) -> Cut:
     return cut
 
 
-@dataclass(frozen=True)
-class BucketContent:
-    """Parameters that lie together; `late` and `trainable` as all of them are."""
-
-    specs: list[TensorSpec]
-    late: bool
-    trainable: bool
-
-
 def bucket_contents(specs: Iterable[TensorSpec], rank: int, size: int,
-                    full: int = BUCKET_ELEMENTS) -> list[BucketContent]:
+                    full: int = BUCKET_ELEMENTS) -> list[list[TensorSpec]]:
     """The parameters of every bucket: trainable ones in forward order, cut where `full` elements are reached; then all
     late ones in one; then those that are not trainable, cut like the first.
     """
     early, late, frozen = [], [], []
     for spec in specs:
         (frozen if not spec.trainable else late if spec.late else early).append(spec)
-    last = [BucketContent(late, True, True)] if late else []
-    return [*(BucketContent(part, False, True) for part in _filled(early, rank, size, full)), *last,
-            *(BucketContent(part, False, False) for part in _filled(frozen, rank, size, full))]
+    return [*_filled(early, rank, size, full), *([late] if late else []), *_filled(frozen, rank, size, full)]
 
 
 def _filled(specs: list[TensorSpec], rank: int, size: int, full: int) -> list[list[TensorSpec]]:

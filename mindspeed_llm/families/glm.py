@@ -3,29 +3,10 @@
 import re
 
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.families.config_fields import entry, require
 from mindspeed_llm.families import chatglm
+from mindspeed_llm.families.config_fields import entry, require
 from mindspeed_llm.families.family import Family
 from mindspeed_llm.families.weight_map import HfLayout, SplitQkv, Vocab, Whole
-
-TOP = {
-    "embedding.word_embeddings.weight": Vocab("model.embed_tokens.weight"),
-    "decoder.final_layernorm.weight": Whole("model.norm.weight"),
-    "output_layer.weight": Vocab("lm_head.weight"),
-}
-LAYER = {
-    "input_layernorm.weight": Whole("input_layernorm.weight"),
-    "self_attention.linear_qkv.weight": SplitQkv("self_attn.q_proj.weight", "self_attn.k_proj.weight",
-                                                 "self_attn.v_proj.weight"),
-    "self_attention.linear_qkv.bias": SplitQkv("self_attn.q_proj.bias", "self_attn.k_proj.bias",
-                                               "self_attn.v_proj.bias"),
-    "self_attention.linear_proj.weight": Whole("self_attn.o_proj.weight"),
-    "pre_mlp_layernorm.weight": Whole("post_attention_layernorm.weight"),
-    "mlp.linear_fc1.weight": Whole("mlp.gate_up_proj.weight"),
-    "mlp.linear_fc2.weight": Whole("mlp.down_proj.weight"),
-}
-LAYER_PREFIX = "model.layers.{layer}."
-IGNORED = re.compile(r".*rotary_emb\.inv_freq")
 
 
 def native_config(config: dict, where: str, *, rotary_percent: float = 0.5, **fixed: bool) -> ModelConfig:
@@ -75,10 +56,24 @@ def native_updates(config: dict, model: ModelConfig) -> dict:
 LAYOUT = HfLayout(
     flag="glm",
     description="the native Glm layout (model_type glm, tensors model.layers.*)",
-    layer_prefix=LAYER_PREFIX,
-    top=TOP,
-    layer=LAYER,
-    ignored=IGNORED,
+    layer_prefix="model.layers.{layer}.",
+    top={
+        "embedding.word_embeddings.weight": Vocab("model.embed_tokens.weight"),
+        "decoder.final_layernorm.weight": Whole("model.norm.weight"),
+        "output_layer.weight": Vocab("lm_head.weight"),
+    },
+    layer={
+        "input_layernorm.weight": Whole("input_layernorm.weight"),
+        "self_attention.linear_qkv.weight": SplitQkv("self_attn.q_proj.weight", "self_attn.k_proj.weight",
+                                                     "self_attn.v_proj.weight"),
+        "self_attention.linear_qkv.bias": SplitQkv("self_attn.q_proj.bias", "self_attn.k_proj.bias",
+                                                   "self_attn.v_proj.bias"),
+        "self_attention.linear_proj.weight": Whole("self_attn.o_proj.weight"),
+        "pre_mlp_layernorm.weight": Whole("post_attention_layernorm.weight"),
+        "mlp.linear_fc1.weight": Whole("mlp.gate_up_proj.weight"),
+        "mlp.linear_fc2.weight": Whole("mlp.down_proj.weight"),
+    },
+    ignored=re.compile(r".*rotary_emb\.inv_freq"),
     buffers={},
     matches=lambda config: config.get("model_type") == "glm",
     read_config=native_config,
@@ -88,9 +83,9 @@ LAYOUT = HfLayout(
 # What GLM-4 models of both generations have in common.
 PROMPT_TYPE, STOP_TOKENS = "glm4", ("<|endoftext|>", "<|user|>", "<|observation|>")
 ARGUMENTS = (
-    "--use-mcore-models --group-query-attention --num-query-groups 2 --disable-bias-linear --swiglu --normalization RMSNorm "
-    "--position-embedding-type rope --use-glm-rope --rotary-percent 0.5 --untie-embeddings-and-output-weights "
-    "--attention-dropout 0.0 --hidden-dropout 0.0 --attention-softmax-in-fp32")
+    "--use-mcore-models --group-query-attention --num-query-groups 2 --disable-bias-linear --swiglu "
+    "--normalization RMSNorm --position-embedding-type rope --use-glm-rope --rotary-percent 0.5 "
+    "--untie-embeddings-and-output-weights --attention-dropout 0.0 --hidden-dropout 0.0 --attention-softmax-in-fp32")
 SIZE_9B = ("--num-layers 40 --hidden-size 4096 --ffn-hidden-size 13696 --num-attention-heads 32 --kv-channels 128 "
            "--padded-vocab-size 151552 --add-qkv-bias")
 

@@ -4,23 +4,21 @@
 `post_mlp_layernorm`. Epsilon (1e-05 in the released models) comes from config.json.
 """
 
+from dataclasses import replace
+
 from mindspeed_llm.families import glm
 from mindspeed_llm.families.family import Family
-from mindspeed_llm.families.weight_map import HfLayout, Whole
+from mindspeed_llm.families.weight_map import Whole
 
-LAYOUT = HfLayout(
+LAYOUT = replace(
+    glm.LAYOUT,
     flag="glm4",
     description="the native Glm4 (0414) layout (model_type glm4, tensors model.layers.*.post_mlp_layernorm)",
-    layer_prefix=glm.LAYER_PREFIX,
-    top=glm.TOP,
-    layer={**glm.LAYER,
+    layer={**glm.LAYOUT.layer,
            "post_self_attn_layernorm.weight": Whole("post_self_attn_layernorm.weight"),
            "post_mlp_layernorm.weight": Whole("post_mlp_layernorm.weight")},
-    ignored=glm.IGNORED,
-    buffers={},
     matches=lambda config: config.get("model_type") == "glm4",
     read_config=lambda config, where: glm.native_config(config, where, post_norm=True),
-    updates=glm.native_updates,
 )
 
 FAMILY = Family(

@@ -4,11 +4,13 @@ Rows of q and k, and the norms' weights, are put into the order of interleaved p
 rotates; scores do not change when both are reordered alike.
 """
 
+from dataclasses import replace
+
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.families import glm
 from mindspeed_llm.families.config_fields import require
 from mindspeed_llm.families.family import Family
-from mindspeed_llm.families.weight_map import HeadVector, HfLayout, SplitQkv, Stacked
+from mindspeed_llm.families.weight_map import HeadVector, SplitQkv, Stacked
 
 
 def _read_config(config: dict, where: str) -> ModelConfig:
@@ -16,12 +18,11 @@ def _read_config(config: dict, where: str) -> ModelConfig:
     return glm.native_config(config, where, rotary_percent=1.0, qk_layernorm=True)
 
 
-LAYOUT = HfLayout(
+LAYOUT = replace(
+    glm.LAYOUT,
     flag="qwen3",
     description="the native Qwen3 layout (model_type qwen3, tensors model.layers.*.self_attn.q_norm)",
-    layer_prefix=glm.LAYER_PREFIX,
-    top=glm.TOP,
-    layer={**glm.LAYER,
+    layer={**glm.LAYOUT.layer,
            "self_attention.linear_qkv.weight": SplitQkv("self_attn.q_proj.weight", "self_attn.k_proj.weight",
                                                         "self_attn.v_proj.weight", halves=True),
            "self_attention.linear_qkv.bias": SplitQkv("self_attn.q_proj.bias", "self_attn.k_proj.bias",
@@ -29,11 +30,8 @@ LAYOUT = HfLayout(
            "self_attention.q_layernorm.weight": HeadVector("self_attn.q_norm.weight"),
            "self_attention.k_layernorm.weight": HeadVector("self_attn.k_norm.weight"),
            "mlp.linear_fc1.weight": Stacked(("mlp.gate_proj.weight", "mlp.up_proj.weight"))},
-    ignored=glm.IGNORED,
-    buffers={},
     matches=lambda config: config.get("model_type") == "qwen3",
     read_config=_read_config,
-    updates=glm.native_updates,
 )
 
 FAMILY = Family(

@@ -70,7 +70,7 @@ def _step(job: Job, stage: int, updated: int) -> int:
     buckets = []
     for chunk in range(job.chunks):
         specs = job.chunk_parts(stage, chunk).specs()
-        buckets += [sum(map(job.local_numel, content.specs)) for content in bucket_contents(specs, 0, job.tp)]
+        buckets += [sum(map(job.local_numel, content)) for content in bucket_contents(specs, 0, job.tp)]
     several = sum(sorted(buckets)[-UNDER_WAY:])
     shards = job.replicas if job.sharded_optimizer else 1
     reduced = several // shards * _FP32 if job.replicas > 1 else 0
