@@ -1,8 +1,8 @@
 """One transformer layer of GLM4: attention and MLP with their norms and residuals.
 
 Shapes: S sequence (S/T between parallel layers under sequence parallelism), B batch, H hidden, N heads, G query groups,
-D head width; N and G are this rank's. Inside a layer activations are rows, `(S * B, ...)`, except in attention:
-products want two axes, and turning them into two is a call of its own for every operand.
+D head width; N and G are this rank's. Activations are rows, `(S * B, ...)`, except in attention: products want two axes,
+and turning them into two is a call of its own for every operand.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class ForwardContext:
 
 
 class TransformerLayer:
-    """`hidden (S, B, H) -> (S, B, H)` for global layer `number`; its tensors come from `parameters`."""
+    """Global layer `number` over rows `(S * B, H)`; its tensors come from `parameters`."""
 
     def __init__(self, model: ModelConfig, state: ParallelState, parameters: ParameterSet, number: int) -> None:
         self.model, self.state, self.number = model, state, number
@@ -49,14 +49,15 @@ class TransformerLayer:
         self.fc2_weight = parameters[prefix + "mlp.linear_fc2.weight"]
         self.post_mlp_norm = parameters.get(prefix + "post_mlp_layernorm.weight")
 
-    def __call__(self, hidden: Tensor, context: ForwardContext) -> Tensor:
-        """The layer's output. Pre-norm; GLM-4-0414 also norms what each branch adds."""
-        epsilon, shape = self.model.norm_epsilon, hidden.shape
-        hidden = hidden.reshape(-1, shape[-1])
-        hidden, normed = kernels.add_rms_norm(hidden, None, self.input_norm, epsilon)
+    def __call__(self, hidden: Tensor, branch: Tensor | None, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        """The layer's input is `hidden + branch` (`hidden` without one), its output the sum of the two that it returns: the
+        next layer adds them together with its norm. Pre-norm; GLM-4-0414 also norms what each branch adds.
+        """
+        epsilon = self.model.norm_epsilon
+        hidden, normed = kernels.add_rms_norm(hidden, branch, self.input_norm, epsilon)
         attended = self._post_norm(self._attention(normed, context), self.post_attention_norm)
         hidden, normed = kernels.add_rms_norm(hidden, attended, self.mlp_norm, epsilon)
-        return kernels.add(hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm)).reshape(shape)
+        return hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm)
 
     def _post_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.model.norm_epsilon)
@@ -64,7 +65,6 @@ class TransformerLayer:
     def _attention(self, x: Tensor, context: ForwardContext) -> Tensor:
         tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
         qkv = column_parallel_linear(x, self.qkv_weight, self.qkv_bias, tp, sequence_parallel)
-        qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
         q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, self.groups, self.heads_per_group,
                                                   self.model.kv_channels)
         out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
