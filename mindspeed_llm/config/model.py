@@ -10,12 +10,29 @@ VOCAB_DIVISOR = 128
 
 
 @dataclass(frozen=True)
+class LocalHeads:
+    """Attention heads of a tensor-parallel rank: `groups` key/value heads, `per_group` query heads for each of them, and
+    how many ranks hold the same keys and values (`replicas`, 1 unless there are more ranks than query groups).
+    """
+
+    groups: int
+    per_group: int
+    replicas: int
+
+    @property
+    def queries(self) -> int:
+        """Query heads of a rank."""
+        return self.groups * self.per_group
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the tensors and the arithmetic of the model. Defaults are GLM4's constants.
 
     `ffn_hidden_size` is the width of one of gate and up (linear_fc1 has twice as many rows).
     `rotary_percent` is the rotated part of a head (GLM4: the first half). `post_norm` adds GLM-4-0414's two norms
-    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`).
+    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`), `qk_layernorm` norms of every query and key
+    head before they are rotated (Qwen3).
     """
 
     num_layers: int = option(REQUIRED, Flag(
@@ -62,6 +79,8 @@ class ModelConfig:
         kind.switch(), MODEL, "bias on the query/key/value projection; absent means none", default="off"))
     post_norm: bool = option(False, Flag(
         kind.switch(), MODEL, "GLM-4-0414's two more norms, after attention and after the MLP", default="off"))
+    qk_layernorm: bool = option(False, Flag(
+        kind.switch(), MODEL, "norms of every query and key head before rotation (Qwen3)", default="off"))
     untie_embeddings_and_output_weights: bool = option(True, Flag(
         kind.switch(), MODEL, "the output layer has its own weight; absent means that it shares the embedding's",
         default="off"))
@@ -90,6 +109,11 @@ class ModelConfig:
     def heads_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_attention_heads // self.num_query_groups
+
+    def local_heads(self, tp_size: int) -> LocalHeads:
+        """The heads that each of `tp_size` tensor-parallel ranks has: whole query groups, or a part of one."""
+        groups = max(1, self.num_query_groups // tp_size)
+        return LocalHeads(groups, self.num_attention_heads // tp_size // groups, max(1, tp_size // self.num_query_groups))
 
     def to_dict(self) -> dict:
         """JSON-ready dictionary, stored in a checkpoint's metadata."""

@@ -126,8 +126,8 @@ class ConvertConfig:
         kind.choice("hf", "mg"), CONVERT, "layout that is read: Hugging Face or mcore"))
     save_model_type: str = option("mg", Flag(kind.choice("mg", "hf"), CONVERT, "layout that is written"))
     model_type_hf: str = option("chatglm3", Flag(
-        kind.choice("chatglm3", "glm", "glm4"), CONVERT, "Hugging Face layout: chatglm3 is GLM-4-9B's own "
-        "(transformer.*), glm and glm4 are the native ones"))
+        kind.choice("chatglm3", "glm", "glm4", "qwen3"), CONVERT, "Hugging Face layout: chatglm3 is GLM-4-9B's own "
+        "(transformer.*), the others are the native ones"))
     load_dir: str = option("", Flag(kind.path(), CONVERT, "directory that is read", default="required"))
     save_dir: str = option("", Flag(
         kind.path(), CONVERT, "directory that is written; for mg -> hf without --hf-dir it is the original HF "

@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import OptimizerConfig
 from mindspeed_llm.core import parallel_state
-from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
+from mindspeed_llm.core.gpt_model import Choice, GPTModel, hidden_shape
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
@@ -41,16 +41,17 @@ class Trial:
     """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn.
 
     The recorded weights are rounded to `dtype`; `loss_scale` multiplies the loss and is taken out of the gradients.
+    `trainable` as for GPTModel.
     """
 
     def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32",
-                 loss_scale: float = 1.0) -> None:
+                 loss_scale: float = 1.0, trainable: bool | Choice = True) -> None:
         self.golden, self.parallel, self.micro_batch, self.loss_scale = golden, parallel, micro_batch, loss_scale
         self.state = parallel_state.build(golden.model, parallel)
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
-                                multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
+                                trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
         mine = slice(self.state.dp.rank, None, self.state.dp.size)
         self.ids, self.labels, self.lengths = (golden[key][mine] for key in ("ids", "labels", "lengths"))
         self.cu_seqlens = golden["cu_seqlens"] if "cu_seqlens" in golden else None
@@ -95,8 +96,8 @@ class Trial:
         """
         parameter_errors, grad_errors = {}, self.gradient_errors(self.take_sgd_step(), self.golden)
         for chunk in self.chunks:
-            for name in chunk.parameters.specs:
-                gradient = self.local("grad", chunk.parameters, name)
+            for name, spec in chunk.parameters.specs.items():
+                gradient = spec.trainable * self.local("grad", chunk.parameters, name)
                 weight = self.local("weight", chunk.parameters, name)
                 update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
                 got = chunk.parameters[name].asnumpy().astype(np.float64)
