@@ -19,8 +19,10 @@ ALLOWED = {
     "core": {"config", "runtime", "kernels"},
     "data": {"config", "runtime"},
     "checkpoint": {"config", "runtime", "core.sharding"},
-    "training": {"config", "runtime", "kernels", "core", "data", "checkpoint"},
-    "tasks": {"config", "runtime", "kernels", "core", "data", "checkpoint", "training"},
+    "session": {"config", "runtime", "kernels", "core", "checkpoint"},
+    "generation": {"config", "runtime", "kernels", "core", "checkpoint.dtypes"},
+    "training": {"config", "runtime", "kernels", "core", "data", "checkpoint", "session", "generation"},
+    "tasks": {"config", "runtime", "kernels", "core", "data", "checkpoint", "session", "generation", "training"},
 }
 FRAMEWORK_FREE = ("config", "launch", "data", "checkpoint", "core/sharding.py", "tasks/convert", "tasks/planner",
                   "tasks/preprocess")

@@ -58,6 +58,9 @@ TRAINING_FLAGS = (
          "iterations between validation losses", _TRAINING),
     Flag("--eval-iters", kind.integer(0), ("train.eval_iters",), TRAIN,
          "batches of a validation; 0 turns it off", _TRAINING),
+    Flag("--eval-generate", kind.integer(0), ("train.eval_generate",), TRAIN,
+         "a validation also shows so many greedy continuations of validation prompts, in the log and in TensorBoard",
+         _TRAINING),
     Flag("--exit-interval", kind.integer(1), ("train.exit_interval",), TRAIN,
          "save and exit at every multiple of so many iterations", _TRAINING),
     Flag("--exit-signal-handler", kind.switch(), ("train.exit_signal_handler",), TRAIN,
@@ -88,6 +91,6 @@ CHECKPOINT_FLAGS = (
          "when resuming take the data order of --seed, not of the checkpoint's seed", _CHECKPOINT),
     Flag("--no-save-optim", kind.switch(), ("checkpoint.no_save_optim",), TRAIN,
          "write weights only: such a checkpoint cannot be resumed", _CHECKPOINT),
-    Flag("--exit-on-missing-checkpoint", kind.switch(), ("checkpoint.exit_on_missing_checkpoint",), RUN,
+    Flag("--exit-on-missing-checkpoint", kind.switch(), ("checkpoint.exit_on_missing_checkpoint",), TRAIN,
          "a --load directory without a checkpoint is an error, not a warning", _CHECKPOINT),
 )

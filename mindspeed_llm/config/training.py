@@ -39,6 +39,7 @@ class TrainConfig:
     log_interval: int = 1
     eval_interval: int = 1000
     eval_iters: int = 0
+    eval_generate: int = 0
     exit_interval: int | None = None
     exit_signal_handler: bool = False
     tensorboard_dir: str | None = None

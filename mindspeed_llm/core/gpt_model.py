@@ -29,18 +29,19 @@ class GPTModel:
     """One chunk of the model: `layers` (global numbers), with the embedding if `first` and the output layer if `last`.
 
     With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see
-    `local_part`.
+    `local_part`. `parameters` are those of another chunk of the same place, to be shared with it.
     """
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, dtype: mstype.Type,
-                 virtual_stage: int = 0, *, trainable: bool = True, multiple_of: int = 1) -> None:
+                 virtual_stage: int = 0, *, trainable: bool = True, multiple_of: int = 1,
+                 parameters: ParameterSet | None = None) -> None:
         chunks = parallel.stage_layers(model)[state.pp.rank]
         self.model, self.parallel, self.state = model, parallel, state
         self.first = state.is_first_stage and virtual_stage == 0
         self.last = state.is_last_stage and virtual_stage == len(chunks) - 1
         specs = chunk_specs(model, chunks[virtual_stage], first=self.first, last=self.last)
-        self.parameters = ParameterSet(specs, state.tp.rank, state.tp.size, dtype, trainable=trainable,
-                                       multiple_of=multiple_of, late=self._late_gradients(specs))
+        self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype, trainable=trainable,
+                                                     multiple_of=multiple_of, late=self._late_gradients(specs))
         self.layers = [TransformerLayer(model, state, self.parameters, number) for number in chunks[virtual_stage]]
         self.rotary = RotaryEmbedding(model)
 
