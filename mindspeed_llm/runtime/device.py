@@ -1,5 +1,6 @@
 """Device target, launch mode, seeding and memory readings: where Ascend and CPU differ before the first operation."""
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -32,6 +33,8 @@ def setup(seed: int = 1234) -> str:
         if target == "CPU" or simulated():
             # Asynchronous launch steals the cores from the kernels there (2-4x slower) and reports errors late.
             ms.runtime.launch_blocking()
+        if target == "CPU":
+            _stop_idle_spinning()
         autograd.enable()
         _state["target"] = target
         _state["resident_after_import"] = _status_kb("VmRSS")
@@ -81,6 +84,25 @@ def peak_memory_mb() -> float:
 def _ascend_present() -> bool:
     # The driver's device nodes: asking MindSpore would load the Ascend plugin and complain loudly where there is none.
     return simulated() or any(Path("/dev").glob("davinci[0-9]*"))
+
+
+def _stop_idle_spinning() -> None:
+    """Let the threads of MindSpore's CPU operators sleep as soon as they have nothing to do.
+
+    After every operator that they shared in they call sched_yield 300,000 times, some 0.2 s in which they take time from
+    our kernels and from the other ranks of the machine. MindSpore 2.10 has no setting for that but the pool's own
+    `SetSpinCountMinValue` (core/mindrt/include/thread/threadpool.h, which the wheel ships). Where the libraries lack the
+    names, the threads go on spinning: slower, nothing else.
+    """
+    libraries = Path(ms.__file__).parent / "lib"
+    try:
+        pool = ctypes.CDLL(str(libraries / "plugin" / "libmindspore_ops_cpu.so")
+                           )._ZN9mindspore6kernel26GetActorMgrInnerThreadPoolEv
+        sleep_early = ctypes.CDLL(str(libraries / "libmindspore_core.so"))._ZN9mindspore10ThreadPool20SetSpinCountMinValueEv
+    except (OSError, AttributeError):
+        return
+    pool.restype, sleep_early.restype, sleep_early.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
+    sleep_early(pool())
 
 
 def _status_kb(field: str) -> int:
