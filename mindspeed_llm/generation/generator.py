@@ -19,11 +19,11 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_only
 from mindspeed_llm.core.transformer.layer import ForwardContext
+from mindspeed_llm.generation.kv_cache import Cache, KVCache
+from mindspeed_llm.generation.vocab_shard import VocabShard
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import broadcast
 from mindspeed_llm.runtime.memory import from_numpy
-from mindspeed_llm.generation.kv_cache import Cache, KVCache
-from mindspeed_llm.generation.vocab_shard import VocabShard
 
 PASS_TOKENS = 4096  # a longer prompt goes through in pieces: bounds the memory of activations
 

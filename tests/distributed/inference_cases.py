@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-from mindspeed_llm.tasks.evaluation.job import run as evaluate
-from mindspeed_llm.tasks.inference import terminal
 from mindspeed_llm.generation.beam_search import beam_search
-from mindspeed_llm.tasks.inference.chat import Conversation
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.decoding import generate
+from mindspeed_llm.tasks.evaluation.job import run as evaluate
+from mindspeed_llm.tasks.inference import terminal
+from mindspeed_llm.tasks.inference.chat import Conversation
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from tests.inference.tiny_job import configs

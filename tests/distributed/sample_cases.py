@@ -1,4 +1,7 @@
-"""Training on ranks that shows validation samples: what they say, and what becomes of the weights."""
+"""Training on ranks that shows validation samples: what they say, and what becomes of the weights.
+
+Prompts go through in pieces, of which a pipeline has several under way.
+"""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -6,12 +9,14 @@ from unittest.mock import patch
 from mindspeed_llm import training
 from mindspeed_llm.config.command_line import parse
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
+from mindspeed_llm.generation import generator
+from mindspeed_llm.training import validation_samples
 from mindspeed_llm.training.loop import Trainer
 from mindspeed_llm.training.validation_samples import ValidationSamples
 from tests.distributed.scaling_cases import digests
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
-FLAGS = "--num-layers 4 --train-iters 6 --log-interval 100 --split 90,10,0 --eval-iters 1 --eval-interval 2"
+FLAGS = "--num-layers 4 --train-iters 4 --log-interval 100 --split 90,10,0 --eval-iters 1 --eval-interval 2"
 
 
 def write_job(folder: Path) -> None:
@@ -38,6 +43,7 @@ def run(folder: str, flags: str) -> dict:
     train_step, say = Trainer.step, ValidationSamples.generate
     configs = parse("pretrain", [*SHAPE, *SCHEDULE, *FLAGS.split(), *flags.split(), "--data-path", f"{folder}/text",
                                  "--tokenizer-name-or-path", f"{folder}/tokenizer"])
-    with patch.object(Trainer, "step", step), patch.object(ValidationSamples, "generate", generate):
+    with patch.object(Trainer, "step", step), patch.object(ValidationSamples, "generate", generate), \
+            patch.object(validation_samples, "NEW_TOKENS", 12), patch.object(generator, "PASS_TOKENS", 5):
         training.run(configs)
     return {"samples": samples, "losses": losses, "final": final}

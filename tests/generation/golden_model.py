@@ -10,8 +10,8 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
-from mindspeed_llm.runtime import autograd, device
 from mindspeed_llm.generation.generator import Generator
+from mindspeed_llm.runtime import autograd, device
 from tests.golden.reference import Golden
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.runtime import device
-from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.generation import vocab_shard
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.sampling import distribution, greedy, sampler
 from mindspeed_llm.generation.vocab_shard import VocabShard
+from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime.collectives import Group
 
 ALONE = Group("alone", (0,), 0)
 

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import world
 from mindspeed_llm.tasks.inference import run
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.generation.config import GenerationConfig
-from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker

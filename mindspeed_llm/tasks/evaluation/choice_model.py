@@ -7,11 +7,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
+from mindspeed_llm.generation.generator import Generator, Pass
+from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
 from mindspeed_llm.runtime.collectives import all_gather, all_reduce
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.tasks.evaluation.prompt_forms import common_prefix
-from mindspeed_llm.generation.generator import Generator, Pass
-from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
 
 
 class ChoiceModel(Protocol):

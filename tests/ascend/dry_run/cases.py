@@ -22,10 +22,10 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.tensor_parallel import cross_entropy
-from mindspeed_llm.runtime import autograd, collectives, device
-from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.generation.generator import Generator, Pass
 from mindspeed_llm.generation.kv_cache import SharedPrefix
+from mindspeed_llm.runtime import autograd, collectives, device
+from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.training import batches
 
 TINY = ("--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 8 --group-query-attention "
