@@ -48,7 +48,7 @@ def write_inputs(path: Path, batch: int, seq: int) -> None:
     """Random weights in Megatron's names and one batch."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm.config.model import ModelConfig
-    from mindspeed_llm.core.sharding import model_specs
+    from mindspeed_llm.core.structure import model_specs
     rng = np.random.default_rng(0)
     arrays = {spec.name: (np.ones(spec.shape, np.float32) if spec.init == "ones" else
                           rng.standard_normal(spec.shape, np.float32) * np.float32(0.02))

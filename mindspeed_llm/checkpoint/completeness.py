@@ -6,7 +6,7 @@ from collections import defaultdict
 from mindspeed_llm.checkpoint.boxes import Box, shard_boxes, uncovered
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 
 
 def entry_boxes(entry: dict) -> tuple[Box, ...]:

@@ -114,7 +114,7 @@ class Checkpoint:
         FileNotFoundError or UserError naming the file when one is missing or damaged.
         """
         self._check_shape(spec, "weight")
-        boxes = shard_boxes(spec.shape, spec.axis, spec.segments(rank, size))
+        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
         return self._read(spec.name, boxes, spec.local_shape(rank, size), dtype)
 
     def read_global(self, name: str, dtype: str | None = None) -> StoredTensor:
@@ -132,7 +132,7 @@ class Checkpoint:
         Returns fp32 1-D arrays "master", "exp_avg", "exp_avg_sq". A master that was not saved is the weight itself.
         Raises UserError when there is no optimizer state for the parameter.
         """
-        boxes = shard_boxes(spec.shape, spec.axis, spec.segments(rank, size), start, stop)
+        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size), start, stop)
         states = {}
         for state in layout.OPTIMIZER_STATES:
             source = state if state != "master" or (spec.name, "master") in self._held else "weight"

@@ -176,7 +176,7 @@ def commit_save(save_dir: str | os.PathLike, info: SaveInfo, entries: Entries | 
 
 def _shard_entry(spec: TensorSpec, tp_rank: int, tp_size: int, dtype: str) -> dict:
     return {"name": spec.name, "global_shape": list(spec.shape), "dtype": dtype,
-            "shape": list(spec.local_shape(tp_rank, tp_size)), "axis": spec.axis,
+            "shape": list(spec.local_shape(tp_rank, tp_size)), "axis": spec.partition_dim,
             "segments": [list(segment) for segment in spec.segments(tp_rank, tp_size)]}
 
 

@@ -50,6 +50,8 @@ MODEL_FLAGS = (
          "bias on the query/key/value projection; absent means none", _MODEL, default="off"),
     Flag("--post-norm", kind.switch(), ("model.post_norm",), MODEL,
          "GLM-4-0414's two more norms, after attention and after the MLP", _MODEL, default="off"),
+    Flag("--qk-layernorm", kind.switch(), ("model.qk_layernorm",), MODEL,
+         "norms of every query and key head before rotation (Qwen3)", _MODEL, default="off"),
     Flag("--untie-embeddings-and-output-weights", kind.switch(), ("model.untie_embeddings_and_output_weights",), MODEL,
          "the output layer has its own weight; absent means that it shares the embedding's", _MODEL, default="off"),
     Flag("--init-method-std", kind.number(above=0.0), ("model.init_method_std",), RUN,

@@ -6,12 +6,29 @@ from mindspeed_llm.config.errors import UserError
 
 
 @dataclass(frozen=True)
+class LocalHeads:
+    """Attention heads of a tensor-parallel rank: `groups` key/value heads, `per_group` query heads for each of them, and
+    how many ranks hold the same keys and values (`replicas`, 1 unless there are more ranks than query groups).
+    """
+
+    groups: int
+    per_group: int
+    replicas: int
+
+    @property
+    def queries(self) -> int:
+        """Query heads of a rank."""
+        return self.groups * self.per_group
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the tensors and the arithmetic of the model. Defaults are GLM4's constants.
 
     `ffn_hidden_size` is the width of one of gate and up (linear_fc1 has twice as many rows).
     `rotary_percent` is the rotated part of a head (GLM4: the first half). `post_norm` adds GLM-4-0414's two norms
-    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`).
+    after attention and MLP (`post_self_attn_layernorm`, `post_mlp_layernorm`), `qk_layernorm` norms of every query and key
+    head before they are rotated (Qwen3).
     """
 
     num_layers: int
@@ -27,6 +44,7 @@ class ModelConfig:
     rotary_percent: float = 0.5
     add_qkv_bias: bool = True
     post_norm: bool = False
+    qk_layernorm: bool = False
     untie_embeddings_and_output_weights: bool = True
     init_method_std: float = 0.02
 
@@ -53,6 +71,11 @@ class ModelConfig:
         """Query heads that share one key/value head."""
         return self.num_attention_heads // self.num_query_groups
 
+    def local_heads(self, tp_size: int) -> LocalHeads:
+        """The heads that each of `tp_size` tensor-parallel ranks has: whole query groups, or a part of one."""
+        groups = max(1, self.num_query_groups // tp_size)
+        return LocalHeads(groups, self.num_attention_heads // tp_size // groups, max(1, tp_size // self.num_query_groups))
+
     def to_dict(self) -> dict:
         """JSON-ready dictionary, stored in a checkpoint's metadata."""
         return asdict(self)
@@ -70,7 +93,7 @@ class ModelConfig:
 # Every field is one or the other: what a checkpoint fixes and a flag may not contradict, and what a flag may override (one
 # line says so, and the next checkpoint stores it).
 SHAPE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
-                "kv_channels", "padded_vocab_size", "norm_epsilon", "rotary_percent", "add_qkv_bias", "post_norm",
+                "kv_channels", "padded_vocab_size", "norm_epsilon", "rotary_percent", "add_qkv_bias", "post_norm", "qk_layernorm",
                 "untie_embeddings_and_output_weights")
 OVERRIDABLE_FIELDS = ("max_position_embeddings", "rotary_base", "init_method_std")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 VocabSize = Callable[[DataConfig], int]
 
-_SWITCHES = ("add_qkv_bias", "post_norm", "untie_embeddings_and_output_weights")
+_SWITCHES = ("add_qkv_bias", "post_norm", "qk_layernorm", "untie_embeddings_and_output_weights")
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
 
 

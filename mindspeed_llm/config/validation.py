@@ -178,7 +178,7 @@ def _check_sequence(seq_length: int, model: ModelConfig, parallel: ParallelConfi
 
 def _check_ulysses_heads(model: ModelConfig, tp: int, cp: int) -> None:
     """Every rank of a context group takes as many heads as the others, and whole query groups or a part of one."""
-    heads, groups = model.num_attention_heads // tp, max(1, model.num_query_groups // tp)
+    heads, groups = model.local_heads(tp).queries, model.local_heads(tp).groups
     if not ulysses_divides(heads, groups, cp):
         possible = " or ".join(str(size) for size in range(1, heads + 1) if ulysses_divides(heads, groups, size))
         raise UserError(f"--context-parallel-size ({cp}) under {ULYSSES} must divide --num-attention-heads / "

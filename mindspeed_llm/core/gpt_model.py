@@ -1,6 +1,8 @@
 """GLM4: embedding, layers, final norm, output layer; or the part of it that one pipeline stage holds."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from mindspore import Tensor
@@ -14,35 +16,38 @@ from mindspeed_llm.core.context_parallel.ring import ring_attention
 from mindspeed_llm.core.context_parallel.ulysses import ulysses_attention
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
-from mindspeed_llm.core.tensor_parallel.cross_entropy import output_cross_entropy
-from mindspeed_llm.core.tensor_parallel.layers import column_parallel_linear, vocab_parallel_embedding
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import ChunkParts
 from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLayer
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
 from mindspeed_llm.runtime import autograd
 
-EMBEDDING, FINAL_NORM = "embedding.word_embeddings.weight", "decoder.final_layernorm.weight"
-OUTPUT = "output_layer.weight"
+Choice = Callable[[TensorSpec], bool]
+"""Whether a parameter is to be trained."""
 
 
 class GPTModel:
     """One chunk of the model: `layers` (global numbers), with the embedding if `first` and the output layer if `last`.
 
     With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see
-    `local_part`. `parameters` are those of another chunk of the same place, to be shared with it.
+    `local_part`. `trainable`: all parameters, none (inference), or those that it chooses. `parameters`: those of another
+    chunk of the same place, to be shared with it.
     """
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, dtype: mstype.Type,
-                 virtual_stage: int = 0, *, trainable: bool = True, multiple_of: int = 1,
+                 virtual_stage: int = 0, *, trainable: bool | Choice = True, multiple_of: int = 1,
                  parameters: ParameterSet | None = None) -> None:
         chunks = parallel.stage_layers(model)[state.pp.rank]
         self.model, self.parallel, self.state = model, parallel, state
         self.first = state.is_first_stage and virtual_stage == 0
         self.last = state.is_last_stage and virtual_stage == len(chunks) - 1
-        specs = chunk_specs(model, chunks[virtual_stage], first=self.first, last=self.last)
-        self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype, trainable=trainable,
-                                                     multiple_of=multiple_of, late=self._late_gradients(specs))
-        self.layers = [TransformerLayer(model, state, self.parameters, number) for number in chunks[virtual_stage]]
+        self.parts = ChunkParts(model, chunks[virtual_stage], first=self.first, last=self.last)
+        specs = [replace(spec, trainable=trainable(spec) if callable(trainable) else trainable)
+                 for spec in self.parts.specs()]
+        self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype,
+                                                     multiple_of=multiple_of)
+        self.parts.bind(self.parameters.tensors, state)
+        self._frozen_start = self.first and callable(trainable) and not trainable(specs[0])
         self.rotary = RotaryEmbedding(model)
 
     def training_context(self, seq_length: int, cu_seqlens: Tensor | None = None) -> ForwardContext:
@@ -75,9 +80,12 @@ class GPTModel:
         """int32 ids `(S, B)` on the first stage, else the previous stage's `(S, B, H)` -> output of the last layer
         here.
         """
-        tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
-        hidden = (vocab_parallel_embedding(inputs, self.parameters[EMBEDDING], tp, sequence_parallel)
-                  if self.first else inputs)
+        hidden = inputs
+        if self.first:
+            self.parameters.settle(self.parts.embedding.weight.name)
+            hidden = self.parts.embedding(inputs)
+            # The tape starts here if not at the embedding's weight: also for recomputed layers and other stages.
+            hidden = autograd.leaf(hidden) if self._frozen_start else hidden
         for layers, recomputed in self._layer_blocks():
             def block(h: Tensor, layers=layers) -> Tensor:
                 for layer in layers:
@@ -89,16 +97,15 @@ class GPTModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Output of the last layer -> this rank's vocabulary shard of the logits `(S, B, V/T)`."""
-        return column_parallel_linear(*self._output_operands(hidden), None, self.state.tp, self.state.sequence_parallel)
+        return self.parts.output_layer.logits(self._final_norm(hidden))
 
     def token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of every token, fp32 `(S, B)`, for int32 `labels (S, B)`."""
-        return output_cross_entropy(*self._output_operands(hidden), labels, self.state.tp, self.state.sequence_parallel)
+        return self.parts.output_layer.losses(self._final_norm(hidden), labels)
 
-    def _output_operands(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The output layer's input and weight."""
-        normed = kernels.rms_norm(hidden, self.parameters[FINAL_NORM], self.model.norm_epsilon)
-        return normed, self.parameters[OUTPUT if self.model.untie_embeddings_and_output_weights else EMBEDDING]
+    def _final_norm(self, hidden: Tensor) -> Tensor:
+        self.parameters.settle()
+        return self.parts.final_layernorm(hidden)
 
     def _layer_blocks(self) -> list[tuple[list[TransformerLayer], bool]]:
         """The layers in the units in which activations are kept: (layers, whether backward computes them again).
@@ -106,21 +113,12 @@ class GPTModel:
         uniform: all layers, in units of `recompute_num_layers`, of which only the input is kept. block: the first
         `recompute_num_layers` of the chunk, one by one.
         """
-        count = self.parallel.recompute_num_layers or 0
+        layers, count = self.parts.layers, self.parallel.recompute_num_layers or 0
         if self.parallel.recompute_granularity != "full":
-            return [(self.layers, False)]
+            return [(layers, False)]
         if self.parallel.recompute_method == "block":
-            return [([layer], True) for layer in self.layers[:count]] + [(self.layers[count:], False)]
-        return [(self.layers[start:start + count], True) for start in range(0, len(self.layers), count)]
-
-    def _late_gradients(self, specs: list[TensorSpec]) -> set[str]:
-        """Parameters whose gradients are complete only when backward has ended.
-
-        Uncut ones may get theirs from the tape instead of a fused accumulation; a tied embedding waits for the other
-        stage.
-        """
-        tied = not self.model.untie_embeddings_and_output_weights
-        return {spec.name for spec in specs if spec.axis is None or (tied and spec.name == EMBEDDING)}
+            return [([layer], True) for layer in layers[:count]] + [(layers[count:], False)]
+        return [(layers[start:start + count], True) for start in range(0, len(layers), count)]
 
 
 def hidden_shape(model: ModelConfig, state: ParallelState, seq_length: int, batch: int) -> tuple[int, int, int]:

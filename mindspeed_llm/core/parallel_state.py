@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import qkv_replicas
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import Group
 
@@ -76,7 +75,7 @@ def build(model: ModelConfig, parallel: ParallelConfig) -> ParallelState:
 
     tp, pp = group("tp", members("tp")), group("pp", members("pp"))
     ends = (pp.ranks[0], pp.ranks[-1]) if pp.size > 1 else (world.rank,)
-    replicas = qkv_replicas(model, tp.size)
+    replicas = model.local_heads(tp.size).replicas
     first = tp.rank // replicas * replicas
     return ParallelState(
         world=world, tp=tp, pp=pp, cp=group("cp", members("cp")), dp=group("dp", members("dp")),

@@ -1,7 +1,7 @@
 """A rank's parameters: created from the sharding description, initialised alike under every parallel layout."""
 
 import hashlib
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ _BLOCK_ROWS = 4096  # a whole-model tensor is drawn in blocks of rows, so that a
 
 @dataclass(frozen=True)
 class Bucket:
-    """A range of the flat buffers that is reduced and gathered as one message, and the parameters in it.
+    """A range of the flat buffers that is reduced and gathered as one message, and the (trainable) parameters in it.
 
     `late`: their gradients are complete only when backward has ended.
     """
@@ -30,34 +30,35 @@ class Bucket:
 
 
 class ParameterSet:
-    """Tensors of one rank by global name, in a flat buffer, each with its `main_grad` in a second one (fp32).
+    """Tensors of one rank by global name, in a flat buffer; trainable ones with their `main_grad` in a second one (fp32).
 
-    `specs` gives their whole-model description; `trainable=False` leaves gradients out (inference). They lie in buckets,
-    in forward order; the parameters named in `late` have one of their own at the end. Every bucket is padded to a
-    multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks.
+    `specs` gives their whole-model description. They lie in buckets as `bucket_contents` says; every bucket is padded to a
+    multiple of `multiple_of` elements, so that it divides evenly among data-parallel ranks. Parameters that are not
+    trainable come last, so that the others are at the same places of both buffers.
     """
 
     def __init__(self, specs: list[TensorSpec], tp_rank: int, tp_size: int, dtype: mstype.Type, *,
-                 trainable: bool = True, multiple_of: int = 1, late: Set[str] = frozenset()) -> None:
+                 multiple_of: int = 1) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.tp_rank, self.tp_size, self.dtype = tp_rank, tp_size, dtype
-        contents = bucket_contents(specs, tp_rank, tp_size, late, BUCKET_ELEMENTS)
-        shapes, named = _padded_shapes([content for content, _ in contents], tp_rank, tp_size, multiple_of)
+        contents = bucket_contents(specs, tp_rank, tp_size, BUCKET_ELEMENTS)
+        shapes, named = _padded_shapes(contents, tp_rank, tp_size, multiple_of)
         ends = np.cumsum([sum(int(np.prod(shape)) for shape in bucket) for bucket in shapes]).tolist()
         self.buffer = FlatBuffer(shapes, dtype)
         views = dict(zip(named, self.buffer.views, strict=True))
         ranges = dict(zip(named, zip(self.buffer.offsets[:-1], self.buffer.offsets[1:], strict=True), strict=True))
         self.tensors: dict[str, Tensor] = {name: views[name] for name in self.specs}
         self.ranges = {name: ranges[name] for name in self.specs}
-        self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), is_late)
-                        for start, stop, (content, is_late) in zip([0, *ends][:-1], ends, contents, strict=True)]
-        self.grads = FlatBuffer(shapes, mstype.float32) if trainable else None
+        self.buckets = [Bucket(start, stop, tuple(spec.name for spec in content), content[0].late)
+                        for start, stop, content in zip([0, *ends][:-1], ends, contents, strict=True)
+                        if content[0].trainable]
+        self.grads = FlatBuffer(shapes[:len(self.buckets)], mstype.float32)
         self._arriving: list[tuple[tuple[str, ...], Callable[[], None]]] = []
-        if trainable:
-            main_grads = dict(zip(named, self.grads.views, strict=True))
-            for name, tensor in self.tensors.items():
-                tensor.requires_grad_(True)
-                tensor.main_grad = main_grads[name]
+        main_grads = dict(zip(named, self.grads.views))  # the names of frozen parameters follow and have none
+        self.trainable = {name: tensor for name, tensor in self.tensors.items() if self.specs[name].trainable}
+        for name, tensor in self.trainable.items():
+            tensor.requires_grad_(True)
+            tensor.main_grad = main_grads[name]
 
     def arriving(self, names: tuple[str, ...], complete: Callable[[], None]) -> None:
         """Note that values of these parameters are on their way; `complete()` waits for them and puts them in place."""
@@ -94,8 +95,15 @@ class ParameterSet:
 
         `optimizer.gradients.collect` clears those that none came for.
         """
-        for tensor in self.tensors.values():
+        for tensor in self.trainable.values():
             autograd.drop_grad(tensor)
+
+    def shared_range(self, name: str) -> tuple[int, int]:
+        """The part of a parameter's range that other ranks hold too (`TensorSpec.shared`), maybe empty."""
+        (start, stop), shared = self.ranges[name], self.specs[name].shared
+        rows = self.tensors[name].shape[0]
+        count = 0 if shared is None else rows if shared.rows is None else shared.rows
+        return stop - (stop - start) // rows * count, stop
 
     def numel(self) -> int:
         """Number of parameters of this rank."""
@@ -138,7 +146,7 @@ def _initial_shard(spec: TensorSpec, rank: int, size: int, model: ModelConfig, s
         return np.full(spec.local_shape(rank, size), float(spec.init == "ones"), np.float32)
     std = model.init_method_std / (np.sqrt(2 * model.num_layers) if spec.init == "scaled_normal" else 1.0)
     segments = spec.segments(rank, size)
-    if spec.axis == 0:
+    if spec.partition_dim != 1:
         return np.concatenate([_rows(spec, seed, start, stop) for start, stop in segments]) * np.float32(std)
     whole = _rows(spec, seed, 0, spec.shape[0])
     return np.concatenate([whole[:, start:stop] for start, stop in segments], axis=1) * np.float32(std)

@@ -195,6 +195,14 @@ TEMPLATES = {
             end_every_turn=False,
             native_tools=True,
         ),
+        Template(  # Qwen's; the end of a turn is its end-of-text token
+            name="qwen3",
+            user="<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
+            assistant="{content}",
+            system="<|im_start|>system\n{content}<|im_end|>\n",
+            observation="<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+            separator="\n",
+        ),
         Template(
             name="alpaca",
             user="### Instruction:\n{content}\n\n### Response:\n",

@@ -20,6 +20,7 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from mindspeed_llm import families
 from mindspeed_llm.config.errors import UserError
 
 GLM4_SPLIT_PATTERN = (
@@ -55,6 +56,7 @@ class Tokenizer:
         eos_id, pad_id: ids of the end-of-text and padding tokens.
         bos_prefix: the ids that every prompt starts with (`[gMASK]<sop>` for GLM4).
         stop_ids: ids at which generation ends (`<|endoftext|>`, `<|user|>`, `<|observation|>` for GLM4).
+        prompt_type: the template of the model family that has these special tokens, or None.
         special_tokens: name -> id of every special token.
     """
 
@@ -70,8 +72,10 @@ class Tokenizer:
         self.eos_id = self.special(eos)
         self.pad_id = self.special(pad) if pad is not None else self.eos_id
         self.bos_prefix = [self.special(name) for name in bos_prefix]
-        stops = [eos] + [name for name in ("<|user|>", "<|observation|>") if name in self.special_tokens]
+        family = families.of_tokens(self.special_tokens)
+        stops = dict.fromkeys((eos, *(family.stop_tokens if family else ())))
         self.stop_ids = [self.special(name) for name in stops]
+        self.prompt_type = family.prompt_type if family else None
         highest_special = max(self.special_tokens.values(), default=-1)
         vocab = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(max(vocab.values(), default=-1), highest_special) + 1

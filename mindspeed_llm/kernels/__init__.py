@@ -7,16 +7,20 @@
 The functions below are differentiable; layout is sequence-first, `(S, B, ...)`; gradients of parameters are added to their
 `main_grad` in place. `primitives()` gives the plain forward/backward pieces for code that places communication between
 them (tensor parallelism, cross entropy, the optimizer); every primitive's contract is its docstring in `reference`.
+
+Importing this package does not import the framework; `setup` does.
 """
+
+from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-
-from mindspore import Tensor
+from typing import TYPE_CHECKING
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.kernels.functions import build
-from mindspeed_llm.runtime import device
+
+if TYPE_CHECKING:
+    from mindspore import Tensor
 
 BACKENDS = ("reference", "cpu", "ascend")
 
@@ -28,6 +32,9 @@ def setup(params_dtype: str = "fp32") -> list[str]:
 
     Raises UserError for an unknown name, or for one that cannot run here.
     """
+    from mindspeed_llm.kernels.functions import build
+    from mindspeed_llm.runtime import device
+
     requested = os.environ.get("MINDSPEED_LLM_KERNELS")
     if requested and requested not in BACKENDS:
         raise UserError(f"MINDSPEED_LLM_KERNELS ({requested}) must be one of {', '.join(BACKENDS)}")
@@ -60,6 +67,7 @@ def _use_cpu(params_dtype: str) -> str | None:
     if params_dtype == "fp16":
         return "it has no fp16"
     from mindspeed_llm.kernels import cpu
+    from mindspeed_llm.kernels.functions import build
     reason = cpu.load()
     if reason is None:
         _active.primitives, _active.api = cpu, SimpleNamespace(**build(cpu))
@@ -114,6 +122,11 @@ def qkv_rope(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group
     Returns q `(S, B, groups * heads_per_group, head_dim)`, k and v `(S, B, groups, head_dim)`.
     """
     return _active.api.qkv_rope(qkv, cos, sin, groups, heads_per_group, head_dim)
+
+
+def split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`qkv_rope` without the rotation."""
+    return _active.api.split_qkv(qkv, groups, heads_per_group, head_dim)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:

@@ -3,7 +3,8 @@
 Gradients of parameters go straight into `main_grad` (see `runtime.autograd.accumulate_grad`); the tape never sees them.
 """
 
-from mindspore import Tensor
+from mindspore import Tensor, mint
+from mindspore import dtype as mstype
 
 from mindspeed_llm.runtime.autograd import Function, accumulate_grad
 
@@ -27,6 +28,13 @@ def build(primitives) -> dict:
                 accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))
             return p.linear_dgrad(grad, ctx.weight), None, None
 
+    def norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, *d_total: Tensor) -> Tensor:
+        """The input's gradient; the kernel makes a frozen weight's too, which is thrown away."""
+        def add(main_grad: Tensor | None, accumulate: bool) -> Tensor:
+            target = mint.zeros(weight.shape, dtype=mstype.float32) if main_grad is None else main_grad
+            return p.rms_norm_bwd(grad, x, weight, rstd, target, accumulate, *d_total)
+        return accumulate_grad(weight, add, needed=True)
+
     class RMSNorm(Function):
         @staticmethod
         def forward(ctx, x, weight, eps):
@@ -38,9 +46,7 @@ def build(primitives) -> dict:
         @staticmethod
         def backward(ctx, grad):
             x, rstd = ctx.saved_tensors
-            dx = accumulate_grad(ctx.weight,
-                                 lambda *target: p.rms_norm_bwd(grad, x, ctx.weight, rstd, *target))
-            return dx, None, None
+            return norm_bwd(grad, x, ctx.weight, rstd), None, None
 
     class AddRMSNorm(Function):
         @staticmethod
@@ -56,8 +62,7 @@ def build(primitives) -> dict:
         @staticmethod
         def backward(ctx, d_total, grad):
             total, rstd = ctx.saved_tensors
-            dx = accumulate_grad(ctx.weight,
-                                 lambda *target: p.rms_norm_bwd(grad, total, ctx.weight, rstd, *target, d_total))
+            dx = norm_bwd(grad, total, ctx.weight, rstd, d_total)
             return dx, dx if ctx.added else None, None, None
 
     class SwiGLU(Function):
@@ -124,6 +129,12 @@ def build(primitives) -> dict:
         def backward(ctx, grad):
             return grad, grad
 
+    def split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        seq, batch, _ = qkv.shape
+        grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
+        return tuple(part.reshape(seq, batch, -1, head_dim)
+                     for part in mint.split(grouped, [heads_per_group, 1, 1], dim=3))
+
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
         return Attention.apply(q, k, v, scale, cu_seqlens)
 
@@ -134,6 +145,7 @@ def build(primitives) -> dict:
         "swiglu": SwiGLU.apply,
         "rope": Rope.apply,
         "qkv_rope": QKVRope.apply,
+        "split_qkv": split_qkv,
         "attention": attention,
         "embedding": lambda weight, ids, vocab_start=0: Embedding.apply(weight, ids, vocab_start),
         "add": Add.apply,

@@ -70,7 +70,8 @@ def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     run_backward(tuple(outputs), tuple(grads), False, False, (), True, accumulate_grad=True)
 
 
-def accumulate_grad(parameter: Tensor, add: Callable[[Tensor, bool], Tensor | None]) -> Tensor | None:
+def accumulate_grad(parameter: Tensor, add: Callable[[Tensor | None, bool], Tensor | None], *,
+                    needed: bool = False) -> Tensor | None:
     """Inside a `Function.backward`: add this use's gradient straight into `parameter.main_grad`; returns what `add` does.
 
     `add(main_grad, accumulate)` gets the fp32 `main_grad` tensor and works in place, so that no gradient-sized temporary
@@ -78,7 +79,12 @@ def accumulate_grad(parameter: Tensor, add: Callable[[Tensor, bool], Tensor | No
     `drop_grad`: it replaces what `main_grad` held, which saves clearing it and reading the zeros. A parameter may carry
     `grad_ready`, called after each addition: the data-parallel reduction counts these to start a bucket as soon as it is
     complete.
+
+    A frozen parameter has no `main_grad` and wants no gradient: `add` is called only if what it returns is `needed`, as
+    `add(None, False)`.
     """
+    if not hasattr(parameter, "main_grad"):
+        return add(None, False) if needed else None
     result = add(parameter.main_grad, not _dropped(parameter))
     parameter.main_grad_dropped = False
     ready = getattr(parameter, "grad_ready", None)

@@ -26,8 +26,8 @@ class ValidationSample:
     def line(self, number: int, iteration: int) -> str:
         """The log line; texts are JSON strings, so that each stays on one line."""
         prompt = self.prompt if len(self.prompt) <= _SHOWN else f"...{self.prompt[-_SHOWN:]}"
-        prompt, continuation = (json.dumps(text, ensure_ascii=False) for text in (prompt, self.continuation))
-        return f" validation sample {number} at iteration {iteration} | prompt: {prompt} | continuation: {continuation} |"
+        prompt, answer = (json.dumps(text, ensure_ascii=False) for text in (prompt, self.continuation))
+        return f" validation sample {number} at iteration {iteration} | prompt: {prompt} | continuation: {answer} |"
 
     def text(self) -> str:
         """Markdown for TensorBoard, in which both are code blocks."""

@@ -24,7 +24,6 @@ from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.core.sharding import layer_specs
 from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLayer
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
 from mindspeed_llm.kernels import reference
@@ -100,10 +99,11 @@ def layer_of(tp):
     alone = Group("alone", (0,), 0)
     groups = dict.fromkeys(("world", "cp", "dp", "pp", "dp_cp", "model", "embedding", "kv_replica"), alone)
     state = ParallelState(**groups, tp=tp, sequence_parallel=tp.size > 1)
-    parameters = ParameterSet(layer_specs(MODEL, 0), tp.rank, tp.size, ms.bfloat16, trainable=True, multiple_of=1)
+    layer = TransformerLayer(MODEL, 0)
+    layer.bind(ParameterSet(layer.specs(), tp.rank, tp.size, ms.bfloat16).tensors, state)
     context = ForwardContext(*RotaryEmbedding(MODEL)(range(LENGTH)),
                              lambda _, q, k, v: kernels.attention(q, k, v, 0.25))
-    return TransformerLayer(MODEL, state, parameters, 0), context
+    return layer, context
 
 
 def test_a_layer(counted):

@@ -9,7 +9,8 @@ from mindspeed_llm.checkpoint import (OptimizerShard, SaveInfo, StoredTensor, be
 from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import TensorSpec, chunk_specs, model_specs
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import chunk_specs, model_specs
 
 MODEL = ModelConfig(num_layers=5, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2,
                     kv_channels=4, padded_vocab_size=40)
@@ -26,7 +27,7 @@ def global_state(model: ModelConfig, seed: int = 0,
 
 def shard(array: np.ndarray, spec: TensorSpec, rank: int, size: int) -> np.ndarray:
     """What a rank holds of a whole tensor, by plain slicing."""
-    axis = spec.axis or 0
+    axis = spec.partition_dim or 0
     parts = [np.take(array, np.arange(start, stop), axis) for start, stop in spec.segments(rank, size)]
     return np.ascontiguousarray(np.concatenate(parts, axis))
 

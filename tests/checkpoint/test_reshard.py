@@ -11,7 +11,7 @@ from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
 from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 
 TIED = dataclasses.replace(MODEL, untie_embeddings_and_output_weights=False, add_qkv_bias=False, post_norm=True)
 LAYOUTS = [(MODEL, ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, num_layer_list=split,

@@ -10,7 +10,7 @@ from make_checkpoint import MODEL, global_state, save
 from mindspeed_llm.checkpoint import SaveInfo, StoredTensor, begin_save, commit_save, open_checkpoint, write_model_file
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import chunk_specs, model_specs
+from mindspeed_llm.core.structure import chunk_specs, model_specs
 
 PARALLEL = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, num_layer_list=(2, 3))
 NAME = "decoder.layers.3.mlp.linear_fc1.weight"

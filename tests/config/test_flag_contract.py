@@ -53,6 +53,7 @@ EFFECTS = [
     ("pretrain", "--untie-embeddings-and-output-weights false", {"model.untie_embeddings_and_output_weights": False}),
     ("pretrain", "--init-method-std 0.01", {"model.init_method_std": 0.01}),
     ("pretrain", "--post-norm", {"model.post_norm": True}),
+    ("pretrain", "--qk-layernorm", {"model.qk_layernorm": True}),
     ("pretrain", "--micro-batch-size 2", {"train.micro_batch_size": 2}),
     ("pretrain", "--global-batch-size 16", {"train.global_batch_size": 16}),
     ("pretrain", "--train-iters 7", {"train.train_iters": 7}),

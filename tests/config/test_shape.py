@@ -86,7 +86,7 @@ def test_conversion_checks_stated_shapes():
 OTHER = {"num_layers": "6", "hidden_size": "64", "ffn_hidden_size": "64", "num_attention_heads": "4",
          "num_query_groups": "4", "kv_channels": "32", "padded_vocab_size": "1024", "max_position_embeddings": "512",
          "norm_epsilon": "1e-05", "rotary_base": "5000000.0", "rotary_percent": "1.0", "add_qkv_bias": "false",
-         "post_norm": "true", "untie_embeddings_and_output_weights": "false", "init_method_std": "0.5"}
+         "post_norm": "true", "qk_layernorm": "true", "untie_embeddings_and_output_weights": "false", "init_method_std": "0.5"}
 
 
 def test_every_stored_field_is_fixed_or_may_be_overridden():

@@ -88,7 +88,7 @@ def test_wrong_layout_names_what_it_looks_like_and_the_flag(hf, tmp_path) -> Non
     assert "use --model-type-hf chatglm3" in failure(hf, model_type_hf="glm")
     assert "--model-type-hf (llama2) must be one of chatglm3, glm, glm4" in failure(hf, model_type_hf="llama2")
     (hf / "config.json").write_text('{"model_type": "llama"}')
-    assert "model_type 'llama' is no GLM4" in failure(hf)
+    assert "model_type 'llama' is no model that can be converted" in failure(hf)
 
 
 @pytest.mark.parametrize("change, message", [

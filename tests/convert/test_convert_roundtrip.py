@@ -6,20 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_hf import SIZES, chatglm_config, chatglm_tensors, native_config, native_tensors, write_hf
+from tiny_hf import SIZES, chatglm_config, chatglm_tensors, native_config, native_tensors, qwen3_tensors, write_hf
 
 from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.training import ConvertConfig
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.tasks.convert import run
 from mindspeed_llm.tasks.convert.export_plan import Tensor, plan_shards
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory, find_layout
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
 
 LAYOUTS = {"chatglm3": (chatglm_config(), chatglm_tensors()),
            "glm": (native_config("glm"), native_tensors(chatglm_tensors(), False)),
-           "glm4": (native_config("glm4"), native_tensors(chatglm_tensors(), True))}
+           "glm4": (native_config("glm4"), native_tensors(chatglm_tensors(), True)),
+           "qwen3": (native_config("qwen3", attention_bias=False), qwen3_tensors(chatglm_tensors()))}
 
 
 def to_mcore(hf: Path, mcore: Path, **changes: object) -> None:
@@ -68,6 +70,23 @@ def test_layouts_give_the_same_mcore_tensors(tmp_path) -> None:
     assert len(extra) == 2 * SIZES["layers"]
     found = read["glm4"][1]["decoder.layers.2.post_self_attn_layernorm.weight"]
     assert np.array_equal(cast(found, "bf16", "fp32"), np.full(SIZES["hidden"], 3, np.float32))
+
+
+def test_pairs_of_qwen3_become_neighbours(tmp_path) -> None:
+    """Rows 0..3 of a head, of which (0, 2) and (1, 3) are pairs, become 0, 2, 1, 3; those of v stay."""
+    config, tensors = LAYOUTS["qwen3"]
+    to_mcore(write_hf(tmp_path / "hf", config, tensors, "fp32"), tmp_path / "mg", model_type_hf="qwen3")
+    with open_checkpoint(tmp_path / "mg") as checkpoint:
+        assert checkpoint.model_config.qk_layernorm and checkpoint.model_config.rotary_percent == 1.0
+        qkv = checkpoint.read_global("decoder.layers.1.self_attention.linear_qkv.weight").array
+        norm = checkpoint.read_global("decoder.layers.1.self_attention.k_layernorm.weight").array
+    q, k, v = (tensors[f"model.layers.1.self_attn.{letter}_proj.weight"] for letter in "qkv")
+    order, dim, heads = [0, 2, 1, 3], SIZES["dim"], SIZES["heads"] // SIZES["groups"]
+    second = qkv[(heads + 2) * dim:]
+    assert np.array_equal(second[dim:2 * dim], q[(heads + 1) * dim:(heads + 2) * dim][order])
+    assert np.array_equal(second[heads * dim:(heads + 1) * dim], k[dim:][order])
+    assert np.array_equal(second[(heads + 1) * dim:], v[dim:])
+    assert norm.tolist() == [1, 3, 2, 4]
 
 
 def test_row_order_is_megatrons(tmp_path) -> None:

@@ -75,6 +75,21 @@ def native_tensors(chatglm: dict[str, np.ndarray], post_norms: bool) -> dict[str
     return out
 
 
+def qwen3_tensors(chatglm: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As `native_tensors`, for Qwen3: no biases, gate and up apart, norms of q and k."""
+    out = {}
+    for name, tensor in native_tensors(chatglm, False).items():
+        if name.endswith("gate_up_proj.weight"):
+            for part, half in zip(("gate", "up"), np.split(tensor, 2)):
+                out[name.replace("gate_up", part)] = half
+        elif not name.endswith("bias"):
+            out[name] = tensor
+    for i in range(SIZES["layers"]):
+        out |= {f"model.layers.{i}.self_attn.{letter}_norm.weight": np.arange(SIZES["dim"], dtype=np.float32) + i
+                for letter in "qk"}
+    return out
+
+
 def write_hf(path: Path, config: dict, tensors: dict[str, np.ndarray], dtype: str = "bf16", shards: int = 2) -> Path:
     """Write a directory: config.json, shards with index (one plain file when `shards` is 1), tokenizer-like files."""
     path.mkdir(parents=True)

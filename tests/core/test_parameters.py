@@ -1,12 +1,14 @@
 """Parameters start alike under every layout, and their buffers divide evenly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.core.sharding import chunk_specs, model_specs
+from mindspeed_llm.core.structure import chunk_specs, model_specs
 from mindspeed_llm.runtime import device
 
 MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2,
@@ -32,9 +34,9 @@ def test_any_layout_starts_from_the_same_model(size):
         part = ParameterSet(chunk_specs(MODEL, (1,), first=False, last=True), rank, size, device.dtype("fp32"))
         part.initialize(MODEL, seed=5)
         for name, spec in part.specs.items():
-            segments = [whole[name].asnumpy().take(range(start, stop), spec.axis or 0)
+            segments = [whole[name].asnumpy().take(range(start, stop), spec.partition_dim or 0)
                         for start, stop in spec.segments(rank, size)]
-            assert (part[name].asnumpy() == np.concatenate(segments, spec.axis or 0)).all(), name
+            assert (part[name].asnumpy() == np.concatenate(segments, spec.partition_dim or 0)).all(), name
 
 
 def test_initial_values():
@@ -52,8 +54,8 @@ def test_initial_values():
 
 def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
     monkeypatch.setattr(parameters, "BUCKET_ELEMENTS", 700)
-    late = {spec.name for spec in model_specs(MODEL) if spec.axis is None}
-    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7, late=late)
+    late = {spec.name for spec in model_specs(MODEL) if spec.partition_dim is None}
+    made = ParameterSet(model_specs(MODEL), 0, 1, device.dtype("fp32"), multiple_of=7)
     assert len(made.buckets) > 3
     assert [bucket.start for bucket in made.buckets[1:]] == [bucket.stop for bucket in made.buckets[:-1]]
     assert made.buckets[-1].stop == made.buffer.numel
@@ -65,6 +67,20 @@ def test_buckets_divide_evenly_and_cover_everything(monkeypatch):
             assert bucket.start <= start <= stop <= bucket.stop
             assert stop - start == made[name].size
     assert sorted(name for bucket in made.buckets for name in bucket.names) == sorted(made.specs)
+
+
+def test_frozen_parameters_lie_behind_the_others_and_have_no_gradient(monkeypatch):
+    monkeypatch.setattr(parameters, "BUCKET_ELEMENTS", 700)
+    specs = [replace(spec, trainable="linear_qkv" in spec.name or "layernorm" in spec.name) for spec in model_specs(MODEL)]
+    made = ParameterSet(specs, 0, 1, device.dtype("fp32"), multiple_of=7)
+    assert set(made.trainable) == {spec.name for spec in specs if spec.trainable}
+    assert sorted(name for bucket in made.buckets for name in bucket.names) == sorted(made.trainable)
+    assert made.grads.numel == made.buckets[-1].stop < made.buffer.numel
+    for name, tensor in made.tensors.items():
+        assert hasattr(tensor, "main_grad") == made.specs[name].trainable, name
+        assert (made.ranges[name][0] < made.grads.numel) == made.specs[name].trainable, name
+    made.initialize(MODEL, seed=5)
+    assert all((made[name].asnumpy() == tensor.asnumpy()).all() for name, tensor in whole_model().tensors.items())
 
 
 def test_a_stage_without_layers_has_nothing():

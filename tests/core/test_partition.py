@@ -12,7 +12,7 @@ from mindspeed_llm.core.context_parallel.ring import blocks
 from mindspeed_llm.core.context_parallel.ulysses import group_ranges
 from mindspeed_llm.core.parallel_state import rank_coordinates
 from mindspeed_llm.core.pipeline_parallel.order import Task, order_of_tasks
-from mindspeed_llm.core.sharding import model_specs, qkv_replicas
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.runtime.collectives import Group
 
 MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=8, num_query_groups=2,
@@ -27,16 +27,16 @@ def members(size: int) -> list[Group]:
 def test_shards_cover_every_tensor(size):
     """Each index of a cut axis is held once, K/V rows once per replica."""
     for spec in model_specs(MODEL):
-        held = np.zeros(spec.shape[spec.axis or 0], int)
+        held = np.zeros(spec.shape[spec.partition_dim or 0], int)
         for rank in range(size):
             for start, stop in spec.segments(rank, size):
                 held[start:stop] += 1
-            assert spec.local_shape(rank, size)[spec.axis or 0] == sum(b - a for a, b in spec.segments(rank, size))
-        if spec.axis is None:
+            assert spec.local_shape(rank, size)[spec.partition_dim or 0] == sum(b - a for a, b in spec.segments(rank, size))
+        if spec.partition_dim is None:
             assert (held == size).all(), spec.name
         elif ".linear_qkv." in spec.name:
             rows = np.arange(len(held)) % ((MODEL.heads_per_group + 2) * MODEL.kv_channels)
-            expected = np.where(rows < MODEL.heads_per_group * MODEL.kv_channels, 1, qkv_replicas(MODEL, size))
+            expected = np.where(rows < MODEL.heads_per_group * MODEL.kv_channels, 1, MODEL.local_heads(size).replicas)
             assert (held == expected).all(), spec.name
         else:
             assert (held == 1).all(), spec.name

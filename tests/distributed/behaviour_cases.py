@@ -65,6 +65,21 @@ def bad_gradient() -> dict:
             "name": gradients.first_bad_anywhere(trial.chunks, trial.state)}
 
 
+def some_frozen(parallel: dict, micro_batch: int, trained: list[str]) -> dict:
+    """Training of the parameters named: their errors, what moved, what the optimizer updates, and the gradient norm."""
+    with patch.object(parameters, "BUCKET_ELEMENTS", 2000):
+        trial = Trial(Golden(), ParallelConfig(**parallel), micro_batch,
+                      trainable=lambda spec: spec.name in trained)
+    grad_errors, parameter_errors = trial.sgd_step()
+    sets = [chunk.parameters for chunk in trial.chunks]
+    moved = [name for each in sets for name in each.specs
+             if np.any(each[name].asnumpy() != trial.golden.local("weight", each.specs[name], each.tp_rank, each.tp_size))]
+    optimizer = trial.optimizer(ADAMW)
+    pieces = {piece.name for chunk_state in optimizer.chunk_states for piece in chunk_state.pieces}
+    return {"gradients": max(grad_errors.values(), default=0.0), "parameters": max(parameter_errors.values(), default=0.0),
+            "moved": moved, "updated": sorted(pieces), "norm": trial.adamw(1)[1][0]}
+
+
 def early_buckets() -> dict:
     """How many gradient buckets are on their way when backward has ended, and how many could be."""
     with patch.object(parameters, "BUCKET_ELEMENTS", 5000):

@@ -28,8 +28,8 @@ def plant(place: str) -> None:
     if place == "data":
         sys.argv[sys.argv.index("--data-path") + 1] = os.environ["FAULT_DATA"]
     elif place == "forward":
-        from mindspeed_llm.core.transformer.layer import TransformerLayer
-        TransformerLayer._mlp = _raising(TransformerLayer._mlp, 10)
+        from mindspeed_llm.core.transformer.layer import MLP
+        MLP.__call__ = _raising(MLP.__call__, 10)
     else:
         from mindspeed_llm.core.tensor_parallel import layers
         layers.accumulate_grad = _raising(layers.accumulate_grad, 60)

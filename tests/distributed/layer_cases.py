@@ -150,7 +150,7 @@ def chunk_of(state: ParallelState, parallel: ParallelConfig) -> GPTModel:
 
 def part_of(whole: np.ndarray, spec, tp: Group) -> np.ndarray:
     """A rank's part of a model tensor, in the rank's order."""
-    axis = spec.axis or 0
+    axis = spec.partition_dim or 0
     return np.concatenate([whole.take(range(*segment), axis) for segment in spec.segments(tp.rank, tp.size)], axis)
 
 
@@ -160,10 +160,10 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 BLOCKS = {
-    "attention": lambda chunk, x: chunk.layers[0]._attention(
+    "attention": lambda chunk, x: chunk.parts.layers[0].self_attention(
         as_rows(x), chunk.training_context(LENGTH)).reshape(x.shape),
-    "mlp": lambda chunk, x: chunk.layers[0]._mlp(as_rows(x)).reshape(x.shape),
-    "layer": lambda chunk, x: chunk.layers[0](x, chunk.training_context(LENGTH)),
+    "mlp": lambda chunk, x: chunk.parts.layers[0].mlp(as_rows(x)).reshape(x.shape),
+    "layer": lambda chunk, x: chunk.parts.layers[0](x, chunk.training_context(LENGTH)),
     "head": lambda chunk, x: chunk.token_losses(x, Tensor(tokens("labels"))),
 }
 

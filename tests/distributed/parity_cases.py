@@ -12,6 +12,7 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.parameters import ParameterSet
+from mindspeed_llm.families import LAYOUTS
 from tests.distributed import half_precision
 from tests.distributed.planted import with_bug
 from tests.distributed.rows import Row
@@ -42,9 +43,11 @@ VARIANTS = {
 }
 
 
-def record_of(name: str, folder: Path) -> Golden:
-    """The record of that name: golden.npz, or one that `write_records` made."""
-    return Golden() if name == "golden" else Golden(folder / f"{name}.npz")
+def record_of(row: Row, folder: Path) -> Golden:
+    """The record of a row: golden.npz, one of a family, or one that `write_records` made."""
+    if row.record in LAYOUTS:
+        return Golden.of_family(row.record, row.parallel.noop_layers)
+    return Golden() if row.record == "golden" else Golden(folder / f"{row.record}.npz")
 
 
 def write_records(folder: str) -> None:
@@ -106,13 +109,13 @@ def half_row_with_bug(name: str, folder: str) -> dict:
 
 def _fp32(row: Row, bug: AbstractContextManager, folder: str, steps: int) -> dict:
     with bug, _several_buckets():
-        return asdict(Trial(record_of(row.record, Path(folder)), row.parallel, row.micro_batch).errors(steps))
+        return asdict(Trial(record_of(row, Path(folder)), row.parallel, row.micro_batch).errors(steps))
 
 
 def _half(row: Row, bug: AbstractContextManager, folder: str) -> dict:
     kernels.setup(row.dtype)
     with bug, _several_buckets():
-        return half_precision.measure(row, record_of(row.record, Path(folder)))
+        return half_precision.measure(row, record_of(row, Path(folder)))
 
 
 def _several_buckets() -> AbstractContextManager:

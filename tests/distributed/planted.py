@@ -90,6 +90,9 @@ PLANTED = {
         lambda: patch.object(layers, "start_all_reduce", lambda tensor, group: (tensor, None))),
     "K/V gradients not summed": (
         combine("tp4", 4, 4, tp=4), lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
+    "gradients of q and k norms not summed": (
+        combine("qwen3_tp2_dp2", 4, 2, record="qwen3", tp=2),
+        lambda: patch.object(gradients, "sum_partial", lambda chunk, state, shards: None)),
     "zigzag order wrong": (combine("cp2_dp2", 4, 2, cp=2), _wrong_zigzag),
     "replicated parameters counted twice in the norm": (
         combine("tp2_dp2", 4, 2, tp=2),
@@ -106,7 +109,7 @@ PLANTED = {
         lambda: patch.object(mail, "finish_exchange", _one_late(mail.finish_exchange))),
     "tied embedding not summed over the stages": (
         combine("pp2_dp2_tied", 4, record="tied", pp=2),
-        lambda: patch.object(gradients, "sum_tied_embedding", lambda chunk, state: None)),
+        lambda: patch.object(gradients, "sum_across_stages", lambda chunk, state: None)),
     "chunks of a rank hold neighbouring layers": (
         combine("pp2_dp2_virtual", 4, pp=2, **_VIRTUAL),
         lambda: patch.object(ParallelConfig, "stage_layers", _in_rank_order(ParallelConfig.stage_layers))),

@@ -114,6 +114,14 @@ ROWS = [
     combine("tp4_dp2_zero_sp_tied", 8, 2, record="tied", tp=4, sp=True, zero=True),
 ]
 
+# Other families, held to Hugging Face's numbers as golden.npz is.
+FAMILY_ROWS = [
+    combine("glm4_tp2_pp2_sp_noop", 4, record="glm4", tp=2, pp=2, sp=True, noop_layers=(1,)),
+    combine("qwen3_tp2_pp2", 4, record="qwen3", tp=2, pp=2),
+    combine("qwen3_tp4_sp_uniform_recompute", 4, 2, record="qwen3", tp=4, sp=True, **_UNIFORM),
+    combine("qwen3_tp2_cp2_selective", 4, 2, record="qwen3", tp=2, cp=2, **_SELECTIVE),
+]
+
 SHORT_STEPS = 3  # of AdamW in a row of the default table
 LONG_RUNS = ("tp2_sp", "cp2_ulysses", "pp2_virtual", "dp2_overlap_zero_tied", "tp2_pp2_sp")
 

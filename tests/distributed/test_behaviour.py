@@ -2,8 +2,11 @@
 between hosts.
 """
 
+import math
+
 import pytest
 
+from mindspeed_llm.core.structure import model_specs
 from tests.distributed.scaling_cases import FIRST_SCALE, FORCED, GROWTH_INTERVAL, ITERATIONS, RUNS, write_data
 from tests.golden.reference import Golden
 
@@ -28,6 +31,30 @@ def test_bad_gradient_is_named_and_skipped_everywhere(ranks):
     assert {rank["name"] for rank in seen} == {"decoder.layers.3.mlp.linear_fc2.weight (rank 3)"}
     for rank in seen:
         assert not rank["updated"] and rank["unchanged"] and rank["steps"] == 0
+
+
+@pytest.mark.parametrize("parallel", [
+    {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "sequence_parallel": True,
+     "overlap_grad_reduce": True},
+    {"tensor_model_parallel_size": 4, "recompute_granularity": "full", "recompute_method": "uniform",
+     "recompute_num_layers": 2},
+    {"context_parallel_size": 2, "use_distributed_optimizer": True, "overlap_grad_reduce": True,
+     "overlap_param_gather": True},
+], ids=["tp2 pp2 sp", "tp4 recompute", "cp2 dp2 zero"])
+def test_frozen_parameters(ranks, parallel):
+    """What is trained gets the gradients of a full training, and the norm counts it once; the rest stays as it was.
+
+    Nothing is trained on the first stage of two, nor embedding and output layer.
+    """
+    golden, frozen = Golden(), ("fc2.weight", "pre_mlp_layernorm.weight")
+    trained = [spec.name for spec in model_specs(golden.model) if (spec.layer or 0) >= 2 and not spec.name.endswith(frozen)]
+    norm = math.sqrt(sum(golden.norm(name)**2 for name in trained))
+    seen = ranks(4).run(f"{CASES}some_frozen", parallel, 2 if "context_parallel_size" in parallel else 1, trained)
+    for what in ("moved", "updated"):
+        assert set().union(*(rank[what] for rank in seen)) == set(trained)
+    for rank in seen:
+        assert rank["gradients"] < 1e-5 and rank["parameters"] < 1e-6
+        assert rank["norm"] == pytest.approx(norm, rel=1e-5)
 
 
 def test_buckets_start_during_backward(ranks):

@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.conftest import CASES
 from tests.distributed.covering import PAIRWISE
 from tests.distributed.planted import PLANTED, PLANTED_WORLD
-from tests.distributed.rows import LONG_RUNS, ROWS, SHORT_STEPS
+from tests.distributed.rows import FAMILY_ROWS, LONG_RUNS, ROWS, SHORT_STEPS
 
 TOLERANCE = 2e-5
 LONG_STEPS = 10
@@ -30,6 +30,11 @@ def _ids(row):
 
 @pytest.mark.parametrize("row", PAIRWISE, ids=_ids)
 def test_pairs(row, ranks, records):
+    _check(row, SHORT_STEPS, ranks, records)
+
+
+@pytest.mark.parametrize("row", FAMILY_ROWS, ids=_ids)
+def test_other_families(row, ranks, records):
     _check(row, SHORT_STEPS, ranks, records)
 
 

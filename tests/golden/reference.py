@@ -2,12 +2,15 @@
 
 import json
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.weight_map import mapped_tensors
 
 
 class Golden:
@@ -21,6 +24,22 @@ class Golden:
             self._data = dict(stored)
         self._data.setdefault("lengths", np.full(len(self._data["ids"]), self._data["ids"].shape[1]))
         self.model = ModelConfig.from_dict(json.loads(str(self._data["shape"])))
+
+    @classmethod
+    def of_family(cls, flag: str, noop_layers: tuple[int, ...] = ()) -> "Golden":
+        """The record of make_families.py for a value of --model-type-hf, in mcore's names and row order."""
+        with np.load(Path(__file__).with_name(f"{flag}.npz"), allow_pickle=False) as stored:
+            data = dict(stored)
+        layout = find_layout(flag)
+        model = layout.read_config(json.loads(str(data.pop("config"))), flag)
+        model = replace(model, num_layers=model.num_layers + len(noop_layers))
+        made = cls()
+        for mapped in mapped_tensors(layout, model, noop_layers, model.padded_vocab_size):
+            for kind in ("weight", "grad"):
+                data[f"{kind}/{mapped.spec.name}"] = np.concatenate(
+                    [data[f"{kind}/{piece.name}"][piece.start:piece.stop] for piece in mapped.pieces])
+        made.model, made._data = model, {"lengths": np.full(*data["ids"].shape), **data}
+        return made
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self._data[key]
@@ -40,7 +59,7 @@ class Golden:
 
     def local(self, kind: str, spec: TensorSpec, rank: int = 0, size: int = 1) -> np.ndarray:
         """A tensor-parallel rank's part of `weight/<name>` or `grad/<name>`."""
-        whole, axis = self._data[f"{kind}/{spec.name}"], spec.axis or 0
+        whole, axis = self._data[f"{kind}/{spec.name}"], spec.partition_dim or 0
         return np.concatenate([whole.take(range(start, stop), axis) for start, stop in spec.segments(rank, size)], axis)
 
     def norm(self, name: str) -> float:

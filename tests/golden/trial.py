@@ -11,7 +11,7 @@ from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import OptimizerConfig
 from mindspeed_llm.core import parallel_state
-from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.gpt_model import Choice, GPTModel
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
@@ -45,16 +45,17 @@ class Trial:
     """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn.
 
     The recorded weights are rounded to `dtype`; `loss_scale` multiplies the loss and is taken out of the gradients.
+    `trainable` as for GPTModel.
     """
 
     def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32",
-                 loss_scale: float = 1.0) -> None:
+                 loss_scale: float = 1.0, trainable: bool | Choice = True) -> None:
         self.golden, self.parallel, self.micro_batch, self.loss_scale = golden, parallel, micro_batch, loss_scale
         self.state = parallel_state.build(golden.model, parallel)
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
-                                multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
+                                trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
         rows = range(len(golden["ids"]))[self.state.dp.rank::self.state.dp.size]
         if len(rows) % micro_batch:
             raise ValueError(f"{len(rows)} rows per replica do not make micro-batches of {micro_batch}")
@@ -103,8 +104,8 @@ class Trial:
         """
         parameter_errors, grad_errors = {}, self.gradient_errors(self.take_sgd_step(), self.golden)
         for chunk in self.chunks:
-            for name in chunk.parameters.specs:
-                gradient = self.local("grad", chunk.parameters, name)
+            for name, spec in chunk.parameters.specs.items():
+                gradient = spec.trainable * self.local("grad", chunk.parameters, name)
                 weight = self.local("weight", chunk.parameters, name)
                 update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
                 got = chunk.parameters[name].asnumpy().astype(np.float64)

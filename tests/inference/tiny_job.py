@@ -8,7 +8,7 @@ import numpy as np
 from mindspeed_llm.config.command_line import Configs, parse
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
 from tests.checkpoint.make_checkpoint import save
 

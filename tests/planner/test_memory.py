@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.tasks.planner import activations
 from mindspeed_llm.tasks.planner.job import ASCEND, CPU
 from mindspeed_llm.tasks.planner.memory import communicators, stage_memory
@@ -35,7 +35,7 @@ def test_ranks_together_hold_the_model(tp, pp, tied):
             whole = 1
             for size in spec.shape:
                 whole *= size
-            copies = tp if spec.axis is None else 1
+            copies = tp if spec.partition_dim is None else 1
             assert plan.local_numel(spec) * tp == whole * copies, spec.name
             total += plan.local_numel(spec) * tp // copies
     for spec in model_specs(plan.model):

@@ -90,7 +90,6 @@ def test_tokenizer_of_the_model(folder):
 
 
 def test_conversion_there_and_back_is_byte_identical(folder, tmp_path):
-    """The converter, written by other hands, finds every tensor under the name and in the order used here."""
     convert(ConvertConfig(load_model_type="hf", save_model_type="mg", load_dir=str(folder),
                           save_dir=str(tmp_path / "mg"),
                           model_type_hf="chatglm3", target_tensor_parallel_size=2, target_pipeline_parallel_size=2))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.config.command_line import parse
+from mindspeed_llm.families import FAMILIES
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
 ENTRYPOINTS = {"pretrain_gpt.py": "pretrain", "inference.py": "inference", "evaluation.py": "evaluation",
@@ -20,7 +21,7 @@ class Recorder:
     def __init__(self, folder):
         self.folder, self.bin = folder, folder / "bin"
         self.bin.mkdir()
-        launcher = f'[[ "$1 $2" != "-m mindspeed_llm.launch" ]] || exec {sys.executable} "$@"\n'
+        launcher = f'[[ "$1 $2" != "-m mindspeed_llm."[lf]a* ]] || exec {sys.executable} "$@"\n'    # launch, families
         for name in ("msrun", "python"):
             tool = self.bin / name
             tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
@@ -77,6 +78,26 @@ def test_pretraining_defaults_are_the_documented_ones(recorder, script, length, 
             optimizer.clip_grad, optimizer.adam_beta1, optimizer.adam_beta2) == (
                 1.25e-6, 1.25e-7, "cosine", 0.01, 0.1, 1.0, 0.9, 0.95)
     assert not (configs.checkpoint.no_load_optim or configs.checkpoint.no_load_rng or configs.checkpoint.finetune)
+
+
+def test_the_32b_model_is_pre_trained_on_two_nodes(recorder):
+    """61 layers as 64 of which three are empty, TP2 x PP8: upstream's arrangement."""
+    configs, launcher = recorder.configs("pretrain_glm4_32b_ms.sh", NODE_RANK=1, MASTER_ADDR="10.0.0.1")
+    assert (after(launcher, "--worker_num"), after(launcher, "--local_worker_num"), after(launcher, "--node_rank")) == (
+        "16", "8", "1")
+    model, parallel = configs.model, configs.parallel
+    assert (model.num_layers, model.hidden_size, model.ffn_hidden_size, model.num_attention_heads, model.num_query_groups,
+            model.kv_channels, model.padded_vocab_size) == (64, 6144, 23040, 48, 2, 128, 151552)
+    assert (model.norm_epsilon, model.rotary_percent, model.add_qkv_bias, model.post_norm) == (1e-05, 0.5, False, True)
+    assert (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.noop_layers) == (
+        2, 8, (6, 7, 15))
+    assert [sum(map(len, chunks)) for chunks in parallel.stage_layers(model)] == [6, 7, 8, 8, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("name", [name for family in FAMILIES for name in family.models])
+def test_every_model_of_the_registry_can_be_trained(recorder, name):
+    configs, _ = recorder.configs("pretrain_glm4_9b_4k_ms.sh", MODEL=name)
+    assert configs.model.num_attention_heads * configs.model.kv_channels >= configs.model.hidden_size
 
 
 def test_tuning_defaults_are_the_documented_ones(recorder):
@@ -172,7 +193,7 @@ def test_missing_weights_are_an_error_for_tuning_only(recorder, script):
 
 
 def test_wrong_variable(recorder):
-    for variables, text in (({"MODEL": "glm5"}, "MODEL (glm5) must be glm4-9b or glm4-tiny"),
+    for variables, text in (({"MODEL": "glm5"}, "MODEL (glm5) must be glm4-9b, glm4-tiny, "),
                             ({"DTYPE": "int8"}, "DTYPE (int8) must be bf16, fp32 or fp16")):
         done, _ = recorder.run("pretrain_glm4_8k_ms.sh", **variables)
         assert done.returncode == 1 and text in done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.core.sharding import model_specs
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.training.loss_scale import GROWTH_INTERVAL, LossScale
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents

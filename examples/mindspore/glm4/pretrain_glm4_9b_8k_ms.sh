@@ -12,7 +12,7 @@ CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/glm4_9b_8k/}
 DATA_PATH=${DATA_PATH:-./dataset/alpaca_text_document}
 TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
 
-MODEL=${MODEL:-glm4-9b}     # a case of model_args.sh
+MODEL=${MODEL:-glm4-9b}     # a model of mindspeed_llm/families
 DTYPE=${DTYPE:-bf16}     # bf16, fp32 or fp16
 TP=${TP:-2}
 PP=${PP:-2}

@@ -2,41 +2,40 @@
 values.
 """
 
+from collections import defaultdict
+
 import numpy as np
 from mindspore import Tensor, mint
 
 from mindspeed_llm import kernels
-from mindspeed_llm.core.gpt_model import EMBEDDING, GPTModel
+from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import Group, all_gather, all_reduce
 from mindspeed_llm.runtime.memory import FlatBuffer, from_numpy
-
-_NAME_BYTES = 128
 
 
 def collect(parameters: ParameterSet) -> None:
     """Make every `main_grad` whole: nothing left of the step before, and with what the tape left on the parameters
     (operators without a fused accumulation).
     """
-    for tensor in parameters.tensors.values():
+    for tensor in parameters.trainable.values():
         autograd.settle_grad(tensor)
         grad = autograd.take_grad(tensor)
         if grad is not None:
             kernels.primitives().accumulate(tensor.main_grad, grad)
 
 
-def sum_tied_embedding(chunk: GPTModel, state: ParallelState) -> None:
-    """Sum a tied embedding's gradient over first and last stage, which saw the input and the output. Flat buffer, in
-    place.
+def sum_across_stages(chunk: GPTModel, state: ParallelState) -> None:
+    """Sum the gradients of parameters that several pipeline stages hold (a tied embedding: the first stage saw the input,
+    the last one the output). Flat buffer, in place.
 
-    The two stages lay out their buffers differently, so this comes before the buffers are cut into shards.
+    The stages lay out their buffers differently, so this comes before the buffers are cut into shards.
     """
-    parameters = chunk.parameters
-    tied = not chunk.model.untie_embeddings_and_output_weights
-    if tied and state.embedding.size > 1 and EMBEDDING in parameters.specs:
-        _sum_ranges(parameters.grads, [parameters.ranges[EMBEDDING]], state.embedding)
+    for group, ranges in _partial_ranges(chunk, state, across_stages=True).items():
+        _sum_ranges(chunk.parameters.grads, ranges, getattr(state, group))
 
 
 def sum_partial(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> None:
@@ -46,31 +45,33 @@ def sum_partial(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, i
     Norm weights under sequence parallelism saw this rank's part of the sequence; replicated K/V rows saw this rank's
     query heads. Tensor-parallel ranks lay out their buffers alike. Flat buffer, in place.
     """
-    parameters = chunk.parameters
-    if state.sequence_parallel:
-        uncut = [parameters.ranges[name] for name, spec in parameters.specs.items() if spec.axis is None]
-        _sum_ranges(parameters.grads, _within(uncut, shards), state.tp)
-    if state.kv_replica.size > 1:
-        rows = [(_kv_start(chunk, name), parameters.ranges[name][1])
-                for name in parameters.specs if ".linear_qkv." in name]
-        _sum_ranges(parameters.grads, _within(rows, shards), state.kv_replica)
+    for group, ranges in _partial_ranges(chunk, state, across_stages=False).items():
+        _sum_ranges(chunk.parameters.grads, _within(ranges, shards), getattr(state, group))
+
+
+def _partial_ranges(chunk: GPTModel, state: ParallelState, across_stages: bool) -> dict[str, list[tuple[int, int]]]:
+    """Ranges of the flat gradient buffer of which this rank has only part of the sum, by group."""
+    ranges = defaultdict(list)
+    for name in chunk.parameters.trainable:
+        shared = chunk.parameters.specs[name].shared
+        if shared is None or shared.across_stages != across_stages or getattr(state, shared.group).size == 1:
+            continue
+        if state.sequence_parallel or not shared.by_sequence:
+            ranges[shared.group].append(chunk.parameters.shared_range(name))
+    return ranges
 
 
 def owned_ranges(chunk: GPTModel, state: ParallelState, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Parts of the flat ranges `shards` that this rank counts in a sum over the model's ranks: every element once.
 
-    Uncut parameters are counted by tensor rank 0, replicated K/V rows by the first of their ranks, a tied embedding by
-    the first stage.
+    What several ranks share is counted by the first of them.
     """
     ranges = []
-    for name, spec in chunk.parameters.specs.items():
+    for name in chunk.parameters.trainable:
         low, high = chunk.parameters.ranges[name]
-        if spec.axis is None and state.tp.rank > 0:
-            continue
-        if name == EMBEDDING and not chunk.first:
-            continue
-        if ".linear_qkv." in name and state.kv_replica.rank > 0:
-            high = _kv_start(chunk, name)
+        shared = chunk.parameters.specs[name].shared
+        if shared is not None and getattr(state, shared.group).rank > 0:
+            high, _ = chunk.parameters.shared_range(name)
         ranges.append((low, high))
     return _within(ranges, shards)
 
@@ -98,7 +99,7 @@ def global_sum(value: float, *groups: Group) -> float:
 def first_bad_parameter(chunks: list[GPTModel]) -> str | None:
     """Name of the first parameter whose gradient holds NaN or infinity on this rank, in forward order."""
     for chunk in chunks:
-        for name in chunk.parameters.specs:
+        for name in chunk.parameters.trainable:
             gradient = chunk.parameters.grads.slice(*chunk.parameters.ranges[name])
             if not np.isfinite(kernels.primitives().sum_squares([gradient]).asnumpy()).all():
                 return name
@@ -106,24 +107,15 @@ def first_bad_parameter(chunks: list[GPTModel]) -> str | None:
 
 
 def first_bad_anywhere(chunks: list[GPTModel], state: ParallelState) -> str | None:
-    """`first_bad_parameter` over all ranks, with the lowest rank that has it: "name (rank r)"; the same text on every
-    rank.
-
-    Forward order again: earlier pipeline stages first. A collective of all ranks.
+    """The first in forward order of all ranks' `first_bad_parameter`, with the lowest rank that has it: "name (rank r)";
+    the same text on every rank. A collective of all ranks.
     """
-    name = (first_bad_parameter(chunks) or "").encode()[:_NAME_BYTES]
-    codes = np.zeros(_NAME_BYTES, np.float32)
-    codes[:len(name)] = list(name)
-    found = all_gather(from_numpy(codes), state.world).asnumpy().reshape(state.world.size, _NAME_BYTES)
-    names = [bytes(row.astype(np.uint8)).rstrip(b"\0").decode() for row in found]
-    bad = [(_forward_order(text), rank, text) for rank, text in enumerate(names) if text]
-    return "{2} (rank {1})".format(*min(bad)) if bad else None
-
-
-def _forward_order(name: str) -> tuple[int, int]:
-    if name.startswith("decoder.layers."):
-        return 1, int(name.split(".")[2])
-    return (0, 0) if name == EMBEDDING else (2, 0)
+    names = [spec.name for spec in model_specs(chunks[0].model, chunks[0].parallel.noop_layers)]
+    name = first_bad_parameter(chunks)
+    place = len(names) if name is None else names.index(name)
+    places = all_gather(from_numpy(np.array([place], np.float32)), state.world).asnumpy().astype(int).tolist()
+    first = min(places)
+    return f"{names[first]} (rank {places.index(first)})" if first < len(names) else None
 
 
 def _within(ranges: list[tuple[int, int]], shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -141,10 +133,3 @@ def _sum_ranges(buffer: FlatBuffer, ranges: list[tuple[int, int]], group: Group)
     for start, stop in ranges:
         buffer.store(start, total[done:done + stop - start])
         done += stop - start
-
-
-def _kv_start(chunk: GPTModel, name: str) -> int:
-    """Where the K and V rows of a linear_qkv with one query group begin in the flat buffer: they are the last ones."""
-    low, high = chunk.parameters.ranges[name]
-    row = (high - low) // chunk.parameters[name].shape[0]
-    return high - 2 * chunk.model.kv_channels * row

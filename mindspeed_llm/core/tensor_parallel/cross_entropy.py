@@ -60,18 +60,19 @@ class _OutputCrossEntropy(Function):
         chunks = _chunks(total.reshape(-1, total.shape[-1]), labels.reshape(-1), lse, grad.reshape(-1).contiguous())
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
 
-        def add(main_grad: Tensor, accumulate: bool) -> Tensor:
+        def add(main_grad: Tensor | None, accumulate: bool) -> Tensor:
             parts = []
             for rows, *of_rows in chunks:
                 d_logits = _d_logits(rows, ctx.weight, kept, ctx.group, *of_rows)
                 parts.append(kernels.primitives().linear_dgrad(d_logits, ctx.weight))
                 if len(parts) == len(chunks):   # the sum over ranks travels while the weight's last gradient is computed
                     summing = start(_joined(parts).reshape(total.shape), ctx.group)
-                kernels.primitives().linear_wgrad(d_logits, rows, main_grad, accumulate or len(parts) > 1)
+                if main_grad is not None:
+                    kernels.primitives().linear_wgrad(d_logits, rows, main_grad, accumulate or len(parts) > 1)
                 del d_logits
             return finish(summing)
 
-        return accumulate_grad(ctx.weight, add), None, None, None, None
+        return accumulate_grad(ctx.weight, add, needed=True), None, None, None, None
 
 
 def _d_logits(rows: Tensor, weight: Tensor, kept: list[Tensor], group: Group, labels: Tensor, lse: Tensor,

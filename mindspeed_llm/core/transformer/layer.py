@@ -5,16 +5,26 @@ D head width; N and G are this rank's. Inside a layer activations are rows, `(S 
 products want two axes, and turning them into two is a call of its own for every operand.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from mindspore import Tensor
+from typing import TYPE_CHECKING
 
 from mindspeed_llm import kernels
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.parallel_state import ParallelState
-from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.core.tensor_parallel.layers import column_parallel_linear, row_parallel_linear
+from mindspeed_llm.core.sharding import Shared, gate_up, query_groups
+from mindspeed_llm.core.transformer.parts import (
+    FP32_BYTES,
+    ActivationSizes,
+    ColumnParallelLinear,
+    Norm,
+    Part,
+    RowParallelLinear,
+)
+
+if TYPE_CHECKING:
+    from mindspore import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,47 +41,86 @@ class ForwardContext:
     core_attention: Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class TransformerLayer:
-    """`hidden (S, B, H) -> (S, B, H)` for global layer `number`; its tensors come from `parameters`."""
+class Attention(Part):
+    """Self-attention of global layer `number`, with rotary positions."""
 
-    def __init__(self, model: ModelConfig, state: ParallelState, parameters: ParameterSet, number: int) -> None:
-        self.model, self.state, self.number = model, state, number
-        self.groups = max(1, model.num_query_groups // state.tp.size)
-        self.heads_per_group = model.num_attention_heads // state.tp.size // self.groups
+    def __init__(self, model: ModelConfig, number: int, name: str) -> None:
+        self.model, self.number = model, number
+        width = model.num_attention_heads * model.kv_channels
+        self.linear_qkv = ColumnParallelLinear(
+            f"{name}.linear_qkv", number, model.hidden_size, width + 2 * model.num_query_groups * model.kv_channels,
+            query_groups(model), bias=model.add_qkv_bias, shared=Shared("kv_replica", rows=2 * model.kv_channels))
+        # Every rank has the norms' weights and sees its own heads only.
+        self.q_layernorm, self.k_layernorm = (
+            Norm(f"{name}.{letter}_layernorm", number, model.kv_channels, model.norm_epsilon, Shared("tp"))
+            if model.qk_layernorm else None for letter in "qk")
+        self.linear_proj = RowParallelLinear(f"{name}.linear_proj", number, width, model.hidden_size)
+
+    def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """Rows `x (S * B, H)` -> rows; S cut under sequence parallelism."""
+        heads, dim = self.model.local_heads(self.state.tp.size), self.model.kv_channels
+        qkv = self.linear_qkv(x)
+        qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
+        if self.q_layernorm is None:
+            q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, heads.groups, heads.per_group, dim)
+        else:
+            q_SBND, k_SBGD, v_SBGD = kernels.split_qkv(qkv, heads.groups, heads.per_group, dim)
+            q_SBND = kernels.rope(self.q_layernorm(q_SBND), context.cos, context.sin)
+            k_SBGD = kernels.rope(self.k_layernorm(k_SBGD), context.cos, context.sin)
+        out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
+        return self.linear_proj(out_SBND.reshape(-1, heads.queries * dim))
+
+    def kept(self, sizes: ActivationSizes) -> int:
+        """The inputs of the products, the second of which is attention's output; q, k, v and row statistics; q and k as
+        they were before their norms.
+        """
+        heads, head = self.model.local_heads(sizes.tp), self.model.kv_channels * sizes.element
+        kept = (heads.queries + 2 * heads.groups) * head + heads.queries * sizes.attention_statistics * FP32_BYTES
+        if self.q_layernorm is not None:
+            kept += (heads.queries + heads.groups) * (head + FP32_BYTES)
+        return self.linear_qkv.kept(sizes) + self.linear_proj.kept(sizes) + sizes.tokens * kept
+
+
+class MLP(Part):
+    """SwiGLU between two products."""
+
+    def __init__(self, model: ModelConfig, number: int, name: str) -> None:
+        hidden, self.ffn = model.hidden_size, model.ffn_hidden_size
+        self.linear_fc1 = ColumnParallelLinear(f"{name}.linear_fc1", number, hidden, 2 * self.ffn, gate_up(self.ffn))
+        self.linear_fc2 = RowParallelLinear(f"{name}.linear_fc2", number, self.ffn, hidden)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows `x (S * B, H)` -> rows; S cut under sequence parallelism."""
+        return self.linear_fc2(kernels.swiglu(self.linear_fc1(x)))
+
+    def kept(self, sizes: ActivationSizes) -> int:
+        """Beside the inputs of the products: gate and up."""
+        return super().kept(sizes) + 2 * (sizes.tokens * self.ffn // sizes.tp * sizes.element)
+
+
+class TransformerLayer(Part):
+    """`hidden (S, B, H) -> (S, B, H)`. Pre-norm; GLM-4-0414 also norms what each branch adds."""
+
+    def __init__(self, model: ModelConfig, number: int) -> None:
         self.prefix = prefix = f"decoder.layers.{number}."
-        self.input_norm = parameters[prefix + "input_layernorm.weight"]
-        self.qkv_weight = parameters[prefix + "self_attention.linear_qkv.weight"]
-        self.qkv_bias = parameters.get(prefix + "self_attention.linear_qkv.bias")
-        self.proj_weight = parameters[prefix + "self_attention.linear_proj.weight"]
-        self.post_attention_norm = parameters.get(prefix + "post_self_attn_layernorm.weight")
-        self.mlp_norm = parameters[prefix + "pre_mlp_layernorm.weight"]
-        self.fc1_weight = parameters[prefix + "mlp.linear_fc1.weight"]
-        self.fc2_weight = parameters[prefix + "mlp.linear_fc2.weight"]
-        self.post_mlp_norm = parameters.get(prefix + "post_mlp_layernorm.weight")
+
+        def norm(name: str) -> Norm:
+            return Norm(prefix + name, number, model.hidden_size, model.norm_epsilon)
+
+        self.input_layernorm = norm("input_layernorm")
+        self.self_attention = Attention(model, number, prefix + "self_attention")
+        self.post_self_attn_layernorm = norm("post_self_attn_layernorm") if model.post_norm else None
+        self.pre_mlp_layernorm = norm("pre_mlp_layernorm")
+        self.mlp = MLP(model, number, prefix + "mlp")
+        self.post_mlp_layernorm = norm("post_mlp_layernorm") if model.post_norm else None
 
     def __call__(self, hidden: Tensor, context: ForwardContext) -> Tensor:
-        """The layer's output. Pre-norm; GLM-4-0414 also norms what each branch adds."""
-        epsilon, shape = self.model.norm_epsilon, hidden.shape
-        hidden = hidden.reshape(-1, shape[-1])
-        hidden, normed = kernels.add_rms_norm(hidden, None, self.input_norm, epsilon)
-        attended = self._post_norm(self._attention(normed, context), self.post_attention_norm)
-        hidden, normed = kernels.add_rms_norm(hidden, attended, self.mlp_norm, epsilon)
-        return kernels.add(hidden, self._post_norm(self._mlp(normed), self.post_mlp_norm)).reshape(shape)
-
-    def _post_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        return x if weight is None else kernels.rms_norm(x, weight, self.model.norm_epsilon)
-
-    def _attention(self, x: Tensor, context: ForwardContext) -> Tensor:
-        tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
-        qkv = column_parallel_linear(x, self.qkv_weight, self.qkv_bias, tp, sequence_parallel)
-        qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
-        q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, self.groups, self.heads_per_group,
-                                                  self.model.kv_channels)
-        out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
-        return row_parallel_linear(out_SBND.reshape(-1, self.proj_weight.shape[1]), self.proj_weight, tp,
-                                   sequence_parallel)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        tp, sequence_parallel = self.state.tp, self.state.sequence_parallel
-        gate_up = column_parallel_linear(x, self.fc1_weight, None, tp, sequence_parallel)
-        return row_parallel_linear(kernels.swiglu(gate_up), self.fc2_weight, tp, sequence_parallel)
+        """The layer's output."""
+        shape = hidden.shape
+        hidden, normed = self.input_layernorm.add(hidden.reshape(-1, shape[-1]), None)
+        branch = self.self_attention(normed, context)
+        branch = self.post_self_attn_layernorm(branch) if self.post_self_attn_layernorm else branch
+        hidden, normed = self.pre_mlp_layernorm.add(hidden, branch)
+        branch = self.mlp(normed)
+        branch = self.post_mlp_layernorm(branch) if self.post_mlp_layernorm else branch
+        return kernels.add(hidden, branch).reshape(shape)

@@ -11,19 +11,11 @@ from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.tasks.convert import chatglm, glm, glm4
-from mindspeed_llm.tasks.convert.weight_map import HfLayout, Piece
+from mindspeed_llm.families import LAYOUTS
+from mindspeed_llm.families.weight_map import HfLayout, Piece
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-LAYOUTS = {layout.flag: layout for layout in (chatglm.LAYOUT, glm.LAYOUT, glm4.LAYOUT)}
-
-
-def find_layout(flag: str) -> HfLayout:
-    """The layout of a --model-type-hf value. Raises UserError naming the allowed ones."""
-    if flag not in LAYOUTS:
-        raise UserError(f"--model-type-hf ({flag}) must be one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[flag]
 
 
 class HfDirectory:
@@ -147,8 +139,8 @@ class HfDirectory:
             if other.matches(self.config):
                 raise UserError(f"{config_path} (model_type {model_type!r}) looks like {other.description}, not like "
                                 f"--model-type-hf {layout.flag}: use --model-type-hf {other.flag}")
-        raise UserError(f"{config_path}: model_type {model_type!r} is no GLM4 that can be converted: known are "
-                        f"'chatglm', 'glm', 'glm4' (--model-type-hf {', '.join(LAYOUTS)})")
+        raise UserError(f"{config_path}: model_type {model_type!r} is no model that can be converted: known are the "
+                        f"layouts of --model-type-hf {', '.join(LAYOUTS)}")
 
 
 def read_json_object(path: Path) -> dict:

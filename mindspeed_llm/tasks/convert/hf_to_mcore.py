@@ -19,10 +19,12 @@ from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.shape import merge_model
 from mindspeed_llm.config.training import ConvertConfig
-from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import chunk_specs
 from mindspeed_llm.tasks.convert.disk import require_space
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory, find_layout
-from mindspeed_llm.tasks.convert.weight_map import Mapped, hf_shapes, mapped_tensors
+from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 
 ITERATION = 1
 
@@ -93,7 +95,7 @@ def _write_files(config: ConvertConfig, source: HfDirectory, mapped: list[Mapped
 def _total(stages: list[list[TensorSpec]], by_name: dict[str, Mapped], source: HfDirectory, tp: int,
            dtype: str | None) -> int:
     """Bytes that all ranks write, replicated tensors counted for each."""
-    return sum(math.prod(spec.local_shape(rank, tp)) * _itemsize(source, by_name[spec.name], dtype)
+    return sum(spec.local_numel(rank, tp) * _itemsize(source, by_name[spec.name], dtype)
                for specs in stages for spec in specs for rank in range(tp))
 
 
@@ -103,7 +105,7 @@ def _shard(source: HfDirectory, mapped: Mapped, rank: int, size: int, dtype: str
 
     def load() -> np.ndarray:
         out = np.empty(math.prod(shape), NUMPY_DTYPES[own])
-        boxes = shard_boxes(spec.shape, spec.axis, spec.segments(rank, size))
+        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
         source.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
         try:
             result = cast(out, own, dtype or own)

@@ -10,7 +10,8 @@ CHAT_TEMPLATE = "glm4"
 
 
 class Prompter:
-    """Writes prompts in the chat template of --prompt-type (default glm4), or as they are under --no-chat-template.
+    """Writes prompts in the chat template of --prompt-type (default: the one of the family that the tokenizer is of, else
+    glm4), or as they are under --no-chat-template.
 
     Either way the ids begin with the tokenizer's prefix (`[gMASK]<sop>`), without which GLM4 does badly.
     """
@@ -22,7 +23,7 @@ class Prompter:
     def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool) -> "Prompter":
         """What the command line says. Raises UserError for an unknown template."""
         data = configs.data
-        template = None if no_chat_template else get_template(data.prompt_type or CHAT_TEMPLATE)
+        template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
         return cls(tokenizer, template)
 
     def prompt(self, text: str) -> list[int]:

@@ -1,9 +1,8 @@
 """Bytes that forward passes leave for their backward passes, and what a backward pass needs on top.
 
-Read off the code: what each Function of kernels/functions.py, core/tensor_parallel and core/context_parallel saves.
-Attention is flash attention (memory linear in the sequence); `reference` kernels need more. The idea of accounting a
-transformer layer tensor by tensor is that of Korthikanti et al., "Reducing Activation Recomputation in Large
-Transformer Models", 2022.
+What is kept the model's parts say (`Part.kept`); the rest is read off the code of their backward passes. Attention is
+flash attention (memory linear in the sequence); `reference` kernels need more. The idea of accounting a transformer layer
+tensor by tensor is that of Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022.
 
 Letters: T tokens of a micro-batch on a rank, H hidden, F one of gate and up, N heads, G groups, D head width, V
 vocabulary, all as this rank holds them.
@@ -11,24 +10,24 @@ vocabulary, all as this rank holds them.
 
 from mindspeed_llm.config.parallel import RING
 from mindspeed_llm.core.sharding import LOGITS_ROWS
+from mindspeed_llm.core.structure import ChunkParts
+from mindspeed_llm.core.transformer.layer import TransformerLayer
 from mindspeed_llm.tasks.planner.job import ASCEND, Job
 from mindspeed_llm.tasks.planner.schedule import backward_moments
 
 _FP32 = 4
-# FlashAttentionScore gives the rows' maximum and sum, each eight times; our own kernels give one log-sum-exp.
-_STATISTICS = {True: 16, False: 1}
 # fp32 copies of the logits that live at once in the composite cross entropy, which is what runs on Ascend.
 _COMPOSITE_LOSS_COPIES = 3
 
 
 def query_bytes(job: Job) -> int:
     """T x N x D: queries, or the attention's output, of one micro-batch."""
-    return job.tokens * job.heads * job.model.kv_channels * job.element
+    return job.tokens * job.heads.queries * job.model.kv_channels * job.element
 
 
 def key_value_bytes(job: Job) -> int:
     """T x 2 G x D: keys and values of one micro-batch."""
-    return job.tokens * 2 * job.groups * job.model.kv_channels * job.element
+    return job.tokens * 2 * job.heads.groups * job.model.kv_channels * job.element
 
 
 def mlp_bytes(job: Job) -> int:
@@ -43,15 +42,7 @@ def logits_bytes(job: Job) -> int:
 
 def layer_kept(job: Job) -> int:
     """Bytes that one layer keeps for its backward pass, per micro-batch, without recomputation of the whole layer."""
-    statistic = job.tokens * job.heads * _FP32
-    fused = job.target == ASCEND and job.element == 2 and job.cp == 1
-    if job.parallel.recompute_granularity == "selective":
-        statistic = 0  # the output stays, as the projection's input
-    norms = 4 if job.model.post_norm else 2
-    # Two norms keep input and output (the next product's input); post-norms keep the branch's output, their input.
-    residual = (4 + (norms - 2)) * job.hidden_bytes + norms * job.residual_tokens * _FP32
-    attention = 2 * query_bytes(job) + key_value_bytes(job) + statistic * _STATISTICS[fused]
-    return residual + attention + 3 * mlp_bytes(job)
+    return TransformerLayer(job.model, 0).kept(job.sizes)
 
 
 def layer_transient(job: Job) -> int:
@@ -74,9 +65,8 @@ def logits_chunks(job: Job) -> int:
 
 
 def head_kept(job: Job) -> int:
-    """Bytes that final norm, output layer and loss keep: the norm's input and output, and the logits of a single chunk."""
-    logits = logits_bytes(job) if logits_chunks(job) == 1 else 0
-    return 2 * job.hidden_bytes + logits + 3 * job.tokens * _FP32
+    """Bytes that final norm, output layer and loss keep."""
+    return ChunkParts(job.model, (), first=False, last=True).kept(job.sizes)
 
 
 def head_transient(job: Job) -> int:

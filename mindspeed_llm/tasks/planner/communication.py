@@ -4,7 +4,10 @@ A ring algorithm is assumed: of a tensor of `s` bytes in a group of `n`, all-gat
 `s (n - 1) / n`, all-reduce twice that. Single numbers (loss, gradient norm) are left out.
 """
 
+import math
+
 from mindspeed_llm.config.parallel import RING
+from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.tasks.planner.activations import key_value_bytes, query_bytes
 from mindspeed_llm.tasks.planner.job import Job
 
@@ -45,16 +48,20 @@ def _tensor(job: Job, stage: int) -> int:
     if stage == job.pp - 1:
         units += 3 if job.sequence_parallel else 2
         statistics = (job.tp - 1) * 3 * job.tokens * _FP32
-    partial = 0
-    if job.sequence_parallel:
-        partial += 2 * share * _FP32 * sum(job.local_numel(spec) for spec in job.tensors(stage) if spec.axis is None)
-    replicas = job.tp // job.model.num_query_groups
-    if replicas > 1:
-        rows = 2 * job.model.kv_channels * (job.model.hidden_size + job.model.add_qkv_bias)
-        partial += 2 * (replicas - 1) / replicas * _FP32 * rows * layers
+    partial = sum(_summed(job, spec) for spec in job.tensors(stage))
     if job.sharded_optimizer:
         partial /= job.replicas
     return int(job.microbatches * (units * share * whole + statistics) + partial)
+
+
+def _summed(job: Job, spec: TensorSpec) -> float:
+    """Of a parameter: what summing the gradients of tensor-parallel ranks sends that saw parts of it."""
+    sizes = {"tp": job.tp, "kv_replica": job.heads.replicas}
+    if spec.shared is None or spec.shared.across_stages or (spec.shared.by_sequence and not job.sequence_parallel):
+        return 0
+    size, shape = sizes[spec.shared.group], spec.local_shape(0, job.tp)
+    numel = math.prod((spec.shared.rows or shape[0], *shape[1:]))
+    return 2 * (size - 1) / size * _FP32 * numel
 
 
 def _context(job: Job, stage: int) -> int:
@@ -68,9 +75,9 @@ def _context(job: Job, stage: int) -> int:
     if job.parallel.context_parallel_algo == RING:
         forward, backward = steps * keys, steps * keys + job.cp * keys // job.element * _FP32
     else:
-        per_rank, per_group = job.heads // job.cp, job.heads // job.groups
+        per_rank, per_group = job.heads.queries // job.cp, job.heads.per_group
         groups = max(1, per_rank // per_group)  # of each destination; several get the same when ranks share a group
-        message = query_bytes(job) // job.cp + keys // job.groups * groups
+        message = query_bytes(job) // job.cp + keys // job.heads.groups * groups
         forward = steps * (message + query_bytes(job) // job.cp)
         backward = forward
     return job.microbatches * ((layers + again) * forward + layers * backward)

@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mindspeed_llm.config.command_line import Configs
-from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.model import LocalHeads, ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.config.validation import check
-from mindspeed_llm.core.sharding import TensorSpec, chunk_specs
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import ChunkParts
+from mindspeed_llm.core.transformer.parts import ActivationSizes
 
 ASCEND, CPU = "Ascend", "CPU"
 TARGETS = (ASCEND, CPU)
@@ -106,14 +108,19 @@ class Job:
         return self.residual_tokens * self.model.hidden_size * self.element
 
     @property
-    def groups(self) -> int:
-        """Key/value heads of a rank (replicated when TP exceeds the query groups)."""
-        return max(1, self.model.num_query_groups // self.tp)
+    def heads(self) -> LocalHeads:
+        """Attention heads of a rank."""
+        return self.model.local_heads(self.tp)
 
     @property
-    def heads(self) -> int:
-        """Query heads of a rank."""
-        return self.model.num_attention_heads // self.tp
+    def sizes(self) -> ActivationSizes:
+        """What the activations of a rank are made of.
+
+        FlashAttentionScore gives the rows' maximum and sum, each eight times; our own kernels give one log-sum-exp.
+        """
+        fused = self.target == ASCEND and self.element == 2 and self.cp == 1
+        statistics = 0 if self.parallel.recompute_granularity == "selective" else 16 if fused else 1
+        return ActivationSizes(self.tokens, self.residual_tokens, self.element, self.tp, statistics)
 
     @cached_property
     def stage_layers(self) -> list[list[tuple[int, ...]]]:
@@ -133,21 +140,18 @@ class Job:
         """Whether this chunk holds the output layer."""
         return stage == self.pp - 1 and chunk == self.chunks - 1
 
-    def chunk_tensors(self, stage: int, chunk: int) -> list[TensorSpec]:
-        """The parameters of a chunk."""
-        return chunk_specs(self.model, self.stage_layers[stage][chunk], first=self.is_first(stage, chunk),
-                           last=self.is_last(stage, chunk))
+    def chunk_parts(self, stage: int, chunk: int) -> ChunkParts:
+        """The parts of a chunk."""
+        return ChunkParts(self.model, self.stage_layers[stage][chunk], first=self.is_first(stage, chunk),
+                          last=self.is_last(stage, chunk))
 
     def tensors(self, stage: int) -> list[TensorSpec]:
         """The parameters of a stage, over its chunks."""
-        return [spec for chunk in range(self.chunks) for spec in self.chunk_tensors(stage, chunk)]
+        return [spec for chunk in range(self.chunks) for spec in self.chunk_parts(stage, chunk).specs()]
 
     def local_numel(self, spec: TensorSpec) -> int:
         """Elements of a parameter on one rank; the same on each tensor-parallel rank."""
-        count = 1
-        for size in spec.local_shape(0, self.tp):
-            count *= size
-        return count
+        return spec.local_numel(0, self.tp)
 
     def with_parallel(self, **changes: object) -> "Job":
         """The same job spread differently. Raises UserError when that does not fit."""

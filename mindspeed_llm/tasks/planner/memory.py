@@ -69,9 +69,8 @@ def _step(job: Job, stage: int, updated: int) -> int:
     """
     buckets = []
     for chunk in range(job.chunks):
-        specs = job.chunk_tensors(stage, chunk)
-        late = {spec.name for spec in specs if spec.axis is None}
-        buckets += [sum(map(job.local_numel, content)) for content, _ in bucket_contents(specs, 0, job.tp, late)]
+        specs = job.chunk_parts(stage, chunk).specs()
+        buckets += [sum(map(job.local_numel, content)) for content in bucket_contents(specs, 0, job.tp)]
     several = sum(sorted(buckets)[-UNDER_WAY:])
     shards = job.replicas if job.sharded_optimizer else 1
     reduced = several // shards * _FP32 if job.replicas > 1 else 0
@@ -91,13 +90,12 @@ def usable(job: Job) -> float:
 
 def communicators(job: Job) -> int:
     """Groups of more than one rank that a rank belongs to: tp, cp, dp, pp, dp x cp, tp x pp and the like, once each."""
-    shapes = {("tp", job.tp), ("cp", job.cp), ("dp", job.dp), ("pp", job.pp), ("world", job.world_size)}
+    shapes = {("tp", job.tp), ("cp", job.cp), ("dp", job.dp), ("pp", job.pp), ("world", job.world_size),
+              ("kv_replica", job.heads.replicas)}
     if job.dp > 1 and job.cp > 1:
         shapes.add(("dp_cp", job.replicas))
     if job.tp > 1 and job.pp > 1:
         shapes.add(("model", job.tp * job.pp))
-    if job.tp > job.model.num_query_groups:
-        shapes.add(("kv_replica", job.tp // job.model.num_query_groups))
     if job.pp > 2:
         shapes.add(("embedding", 2))
     sizes = [size for name, size in shapes if size > 1 and not (name != "world" and size == job.world_size)]
@@ -117,7 +115,7 @@ def _attention_scratch(job: Job) -> int:
 
     Counted in fp32. With AMX the copies are tiles: 1.5 times as large for fp32, half for bf16.
     """
-    batch, groups, heads = job.train.micro_batch_size, job.groups, job.heads
+    batch, groups, heads = job.train.micro_batch_size, job.heads.groups, job.heads.queries
     length = job.train.seq_length
     if job.parallel.context_parallel_algo == RING:
         length //= job.cp

@@ -1,7 +1,6 @@
 """Writes a small GLM4 with random weights as a directory in the ChatGLM layout, as a download from the Hub would be.
 
-The tensors and the entries of config.json are those of glm-4-9b's own repository. The writer is independent of the
-converter on purpose: a name or an order that the converter gets wrong does not fit what is written here.
+The tensors (`families/chatglm.py`) and the entries of config.json are those of glm-4-9b's own repository.
 """
 
 import json
@@ -16,35 +15,16 @@ from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.data.tokenizer import GLM4_SPECIAL_TOKENS
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
+from mindspeed_llm.families.chatglm import LAYOUT
+from mindspeed_llm.families.weight_map import hf_shapes, mapped_tensors
 
 _ROPE_BASE = 10000.0  # at rope_ratio 1
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the ChatGLM layout, in the order of the model's forward pass.
-
-    query_key_value rows are all queries, all keys, all values; dense_h_to_4h rows are gate, then up.
-    """
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    queries = model.num_attention_heads * model.kv_channels
-    qkv = queries + 2 * model.num_query_groups * model.kv_channels
-    shapes: dict[str, tuple[int, ...]] = {
-        "transformer.embedding.word_embeddings.weight": (model.padded_vocab_size, hidden),
-        "transformer.rotary_pos_emb.inv_freq": (model.rotary_dim // 2,),
-    }
-    for layer in range(model.num_layers):
-        prefix = f"transformer.encoder.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        shapes[prefix + "self_attention.query_key_value.weight"] = (qkv, hidden)
-        if model.add_qkv_bias:
-            shapes[prefix + "self_attention.query_key_value.bias"] = (qkv,)
-        shapes[prefix + "self_attention.dense.weight"] = (hidden, queries)
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        shapes[prefix + "mlp.dense_h_to_4h.weight"] = (2 * ffn, hidden)
-        shapes[prefix + "mlp.dense_4h_to_h.weight"] = (hidden, ffn)
-    shapes["transformer.encoder.final_layernorm.weight"] = (hidden,)
-    shapes["transformer.output_layer.weight"] = (model.padded_vocab_size, hidden)
-    return shapes
+    """Name -> shape of every tensor of the ChatGLM layout."""
+    mapped = mapped_tensors(LAYOUT, model, (), model.padded_vocab_size)
+    return hf_shapes(list(mapped)) | {name: make(model, "fp32").shape for name, make in LAYOUT.buffers.items()}
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> np.ndarray:
@@ -53,9 +33,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], model: ModelConfig, seed: 
     Every tensor has a random stream of its own, made from the seed and its name. Biases are random too (training code
     would start them at zero), so that a converter that mixes up their rows changes the model.
     """
-    if name.endswith("inv_freq"):
-        exponents = np.arange(0, model.rotary_dim, 2, dtype=np.float32) / np.float32(model.rotary_dim)
-        return (1.0 / _ROPE_BASE ** exponents).astype(np.float32)
+    if name in LAYOUT.buffers:
+        return LAYOUT.buffers[name](model, "fp32").array
     if "layernorm" in name:
         return np.ones(shape, np.float32)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])

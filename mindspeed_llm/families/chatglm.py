@@ -9,8 +9,8 @@ import numpy as np
 
 from mindspeed_llm.checkpoint.dtypes import StoredTensor, cast
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.tasks.convert.config_fields import entry, require
-from mindspeed_llm.tasks.convert.weight_map import FusedQkv, HfLayout, Vocab, Whole
+from mindspeed_llm.families.config_fields import entry, require
+from mindspeed_llm.families.weight_map import FusedQkv, HfLayout, Vocab, Whole
 
 _BASE = 10000.0  # RoPE's base at rope_ratio 1
 

@@ -10,7 +10,7 @@ def entry(config: dict, name: str, kind: type, where: str, default: object = _MI
     value = config.get(name)
     if value is None:
         if default is _MISSING:
-            raise UserError(f"{where} has no entry {name!r}: a GLM4 config.json of this layout must give it")
+            raise UserError(f"{where} has no entry {name!r}: a config.json of this layout must give it")
         return default
     good = isinstance(value, bool) if kind is bool else isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and isinstance(value, float):
@@ -21,7 +21,7 @@ def entry(config: dict, name: str, kind: type, where: str, default: object = _MI
 
 
 def require(config: dict, name: str, wanted: object, where: str, default: object) -> None:
-    """Raise UserError when entry `name` (or its `default`) says that the model is not a GLM4 as built here."""
+    """Raise UserError when entry `name` (or its `default`) says that the model is not one of those built here."""
     value = config.get(name, default)
     if value != wanted:
-        raise UserError(f"{where}: {name} is {value!r}, only {wanted!r} is supported (GLM4)")
+        raise UserError(f"{where}: {name} is {value!r}, only {wanted!r} is supported")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from mindspeed_llm.checkpoint.dtypes import StoredTensor
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import TensorSpec, model_specs
+from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.structure import model_specs
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,36 @@ class FusedQkv:
 
 @dataclass(frozen=True)
 class SplitQkv:
-    """HF tensors for q, k and v."""
+    """HF tensors for q, k and v. `halves`: of a head's rotated dimensions, pair i is (i, i + half of them) there, not
+    (2i, 2i + 1) as here.
+    """
 
     q: str
     k: str
     v: str
+    halves: bool = False
 
 
-Rule = Whole | Vocab | FusedQkv | SplitQkv
+@dataclass(frozen=True)
+class HeadVector:
+    """An HF vector over a head's dimensions, whose rotated pairs are halves apart."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """HF tensors of equally many rows, one after the other."""
+
+    names: tuple[str, ...]
+
+
+Rule = Whole | Vocab | FusedQkv | SplitQkv | HeadVector | Stacked
 
 
 @dataclass(frozen=True)
 class HfLayout:
-    """One way in which Hugging Face repositories store a GLM4.
+    """One way in which Hugging Face repositories store models of a family.
 
     `flag`: value of --model-type-hf. `top` and `layer` map mcore names (below `decoder.layers.{i}.` for `layer`) to
     rules; names in `layer` rules follow `layer_prefix`. `ignored` matches HF tensors that are no parameters; `buffers`
@@ -118,6 +136,11 @@ def _pieces(rule: Rule, prefix: str, spec: TensorSpec, model: ModelConfig, hf_vo
     rows = spec.shape[0]
     if isinstance(rule, Whole):
         yield Piece(prefix + rule.name, 0, rows)
+    elif isinstance(rule, Stacked):
+        for name in rule.names:
+            yield Piece(prefix + name, 0, rows // len(rule.names))
+    elif isinstance(rule, HeadVector):
+        yield from _head(prefix + rule.name, 0, model, halves=True)
     elif isinstance(rule, Vocab):
         yield Piece(prefix + rule.name, 0, hf_vocab)
         if rows > hf_vocab:
@@ -126,10 +149,21 @@ def _pieces(rule: Rule, prefix: str, spec: TensorSpec, model: ModelConfig, hf_vo
         dim, heads, groups = model.kv_channels, model.heads_per_group, model.num_query_groups
         if isinstance(rule, FusedQkv):
             first_k = groups * heads * dim
-            (q, k, v), k_base, v_base = (rule.name,) * 3, first_k, first_k + groups * dim
+            (q, k, v), k_base, v_base, halves = (rule.name,) * 3, first_k, first_k + groups * dim, False
         else:
-            (q, k, v), k_base, v_base = (rule.q, rule.k, rule.v), 0, 0
+            (q, k, v), k_base, v_base, halves = (rule.q, rule.k, rule.v), 0, 0, rule.halves
         for group in range(groups):
-            yield Piece(prefix + q, group * heads * dim, (group + 1) * heads * dim)
-            yield Piece(prefix + k, k_base + group * dim, k_base + (group + 1) * dim)
+            for head in range(group * heads, (group + 1) * heads):
+                yield from _head(prefix + q, head * dim, model, halves)
+            yield from _head(prefix + k, k_base + group * dim, model, halves)
             yield Piece(prefix + v, v_base + group * dim, v_base + (group + 1) * dim)
+
+
+def _head(name: str, first: int, model: ModelConfig, halves: bool) -> Iterator[Piece]:
+    """The rows of a head of q or k, with its pairs as rotation here wants them."""
+    half = model.rotary_dim // 2 if halves else 0
+    for row in range(first, first + half):
+        yield Piece(name, row, row + 1)
+        yield Piece(name, row + half, row + half + 1)
+    if 2 * half < model.kv_channels:
+        yield Piece(name, first + 2 * half, first + model.kv_channels)
