@@ -65,6 +65,9 @@ class TrainConfig:
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
+    eval_generate: int = option(0, Flag(
+        kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the log "
+        "and in TensorBoard"))
     exit_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "save and exit at every multiple of so many iterations"))
     exit_signal_handler: bool = option(False, Flag(
@@ -111,7 +114,7 @@ class CheckpointConfig:
     no_save_optim: bool = option(False, Flag(
         kind.switch(), TRAIN, "write weights only: such a checkpoint cannot be resumed"))
     exit_on_missing_checkpoint: bool = option(False, Flag(
-        kind.switch(), RUN, "a --load directory without a checkpoint is an error, not a warning"))
+        kind.switch(), TRAIN, "a --load directory without a checkpoint is an error, not a warning"))
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ ERRORS = [
      "others: use 1 or 2,"),
     ("pretrain", "--seq-length 254 --context-parallel-size 4 --context-parallel-algo ulysses_cp_algo",
      "must be divisible by --context-parallel-size (4): use 252 or 256"),
+    ("pretrain", "--eval-generate 2", "--eval-generate (2) needs validations: give --eval-iters"),
+    ("pretrain", "--eval-generate 2 --eval-iters 1", "needs validation data: give them a share in --split (100,0,0)"),
     ("pretrain", "--overlap-param-gather", "needs --use-distributed-optimizer and --overlap-grad-reduce"),
     ("pretrain", "--recompute-granularity full", "needs --recompute-method"),
     ("pretrain", "--recompute-method block", "needs --recompute-granularity full"),

@@ -83,6 +83,7 @@ EFFECTS = [
     ("preprocess", "--prompt-type glm4", {"data.prompt_type": "glm4"}),
     ("pretrain", "--no-check-for-nan-in-loss-and-grad", {"train.check_for_nan_in_loss_and_grad": False}),
     ("pretrain", "", {"train.check_for_nan_in_loss_and_grad": True}),
+    ("pretrain", "--eval-generate 3 --eval-iters 1 --split 90,10,0 --tokenizer-name-or-path t", {"train.eval_generate": 3}),
     ("pretrain", "--exit-on-missing-checkpoint", {"checkpoint.exit_on_missing_checkpoint": True}),
     ("pretrain", "--no-load-optim", {"checkpoint.no_load_optim": True}),
     ("pretrain", "--no-load-rng", {"checkpoint.no_load_rng": True}),

@@ -6,12 +6,11 @@ import re
 import pytest
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import world
 from mindspeed_llm.tasks.inference import run
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.tasks.inference.choosing import greedy
-from mindspeed_llm.tasks.inference.decoding import Limits
-from mindspeed_llm.tasks.inference.generator import Generator
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -31,9 +30,9 @@ def loaded(folder):
 
 
 def conversation(loaded, max_length=None):
-    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, max_length or loaded.max_length)
+    generator = Generator([loaded.model], loaded.tokenizer.vocab_size, max_length or loaded.max_length)
     prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
-    return Conversation(generator, prompter, greedy(), Limits(6, frozenset(loaded.tokenizer.stop_ids)))
+    return Conversation(generator, prompter, GenerationConfig(6, frozenset(loaded.tokenizer.stop_ids)))
 
 
 def blocks(text):

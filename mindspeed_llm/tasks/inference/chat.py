@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from mindspeed_llm.tasks.inference.choosing import Chooser
-from mindspeed_llm.tasks.inference.decoding import Limits, continue_from
-from mindspeed_llm.tasks.inference.generator import Generator, PromptLengthError
-from mindspeed_llm.tasks.inference.kv_cache import KVCache
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import continue_from
+from mindspeed_llm.generation.generator import Generator, PromptLengthError
+from mindspeed_llm.generation.kv_cache import KVCache
+from mindspeed_llm.generation.sampling import sampler
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
 
@@ -16,9 +17,9 @@ HELP = "Commands: /clear forgets the conversation, /exit ends it (so does the en
 class Conversation:
     """What was said, and a cache of the tokens that the model has been through."""
 
-    def __init__(self, generator: Generator, prompter: Prompter, choose: Chooser, limits: Limits) -> None:
+    def __init__(self, generator: Generator, prompter: Prompter, config: GenerationConfig) -> None:
         self._generator, self.prompter = generator, prompter
-        self._choose, self._limits = choose, limits
+        self._config, self._sample = config, sampler(config)
         self.clear()
 
     def clear(self) -> None:
@@ -37,7 +38,7 @@ class Conversation:
         self._cache.truncate(same)
         logits = self._generator.extend([self._cache], [prompt[same:]])
         on_token = None if speaker is None else lambda _, token: speaker.push(token)
-        (answer,) = continue_from(self._generator, [self._cache], logits, self._choose, self._limits, on_token)
+        (answer,) = continue_from(self._generator, [self._cache], logits, self._sample, self._config, on_token)
         if speaker is not None:
             speaker.finish()
         self._cached = [*prompt, *answer.ids][:self._cache.length]

@@ -25,12 +25,11 @@ import sys
 import time
 
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.generation.beam_search import beam_search
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import Answer, generate
 from mindspeed_llm.runtime.collectives import barrier
-from mindspeed_llm.tasks.inference.beam_search import beam_search
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.tasks.inference.choosing import Chooser, Sampling, greedy, sampler
-from mindspeed_llm.tasks.inference.decoding import Answer, Limits, generate
-from mindspeed_llm.tasks.inference.generator import Generator
 from mindspeed_llm.tasks.inference.loading import Loaded, load, report_once
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -68,8 +67,7 @@ class Job:
         self._speaks = loaded.is_rank_0
         self._tokenizer, self._world = loaded.tokenizer, loaded.state.world
         self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template)
-        self._generator = Generator(loaded.model, loaded.tokenizer.vocab_size, loaded.max_length)
-        self._limits = Limits(self._config.max_new_tokens, frozenset(loaded.tokenizer.stop_ids))
+        self._generator = loaded.generator()
         self._texts = self._config.prompts or DEFAULT_PROMPTS
         self._prompts = [self._prompter.prompt(text) for text in self._texts]
         for prompt in self._prompts:
@@ -82,7 +80,7 @@ class Job:
         if single:
             self._open_block(task, self._texts[0])
         on_token = None if speaker is None else lambda _, token: speaker.push(token)
-        answers = generate(self._generator, self._prompts, self._chooser(task), self._limits, on_token)
+        answers = generate(self._generator, self._prompts, self._how(task), on_token)
         if speaker is not None:
             speaker.finish()
         if not single:
@@ -98,7 +96,7 @@ class Job:
         """Beam search, prompt after prompt."""
         for text, prompt in zip(self._texts, self._prompts, strict=True):
             started = time.time()
-            best = beam_search(self._generator, prompt, self._config.num_beams, self._limits)[0]
+            best = beam_search(self._generator, prompt, self._how("beam_search"))[0]
             self._open_block("beam_search", text)
             self._print(self._prompter.text(best.ids))
             self._close_block("beam_search")
@@ -108,12 +106,13 @@ class Job:
     def chat(self) -> None:
         """A conversation over rank 0's standard input."""
         reshaped = self._explicit & {"temperature", "top_k", "top_p"}
-        choose = self._chooser("do_sample" if reshaped else "greedy")
-        conversation = Conversation(self._generator, self._prompter, choose, self._limits)
+        conversation = Conversation(self._generator, self._prompter, self._how("do_sample" if reshaped else "greedy"))
         chat(conversation, Inbox(self._world), self._speaks)
 
-    def _chooser(self, task: str) -> Chooser:
-        return greedy() if task == "greedy" else sampler(Sampling.of(self._config), self._seed)
+    def _how(self, task: str) -> GenerationConfig:
+        config = self._config
+        return GenerationConfig(config.max_new_tokens, frozenset(self._tokenizer.stop_ids), task == "do_sample",
+                                config.temperature, config.top_k, config.top_p, self._seed, config.num_beams)
 
     def _open_block(self, task: str, prompt: str) -> None:
         self._print(f"{_RULE} {_TITLES[task]} {_RULE}\nYou:\n{prompt}\n\nMindSpeed-LLM:")

@@ -23,10 +23,10 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.tensor_parallel import cross_entropy
+from mindspeed_llm.generation.generator import Generator, Pass
+from mindspeed_llm.generation.kv_cache import SharedPrefix
 from mindspeed_llm.runtime import autograd, collectives, device
 from mindspeed_llm.runtime.memory import from_numpy
-from mindspeed_llm.tasks.inference.generator import Generator, Pass
-from mindspeed_llm.tasks.inference.kv_cache import SharedPrefix
 from mindspeed_llm.training import batches
 from mindspeed_llm.training.batches import MicroBatch
 
@@ -168,7 +168,7 @@ def generation(parallel: ParallelConfig) -> None:
     _start("bf16")
     state = parallel_state.build(configs.model, parallel)
     model = GPTModel(configs.model, parallel, state, ms.bfloat16, trainable=False)
-    generator = Generator(model, 100, 64)
+    generator = Generator([model], 100, 64)
     caches, shard = generator.prefill([[1, 2, 3], [4], list(range(40))])
     for _ in range(2):
         shard = generator.decode(caches, [5, 6, 7])
@@ -179,7 +179,7 @@ def generation(parallel: ParallelConfig) -> None:
     generator.decode([twin], [8])
     twin.truncate(10)
     shared = [SharedPrefix(twin) for _ in range(3)]
-    generator.run([Pass(shared, [[1, 2], [3], [4, 5, 6]], [0, 1, 2])],
+    generator.run([Pass(shared, [10] * 3, [[1, 2], [3], [4, 5, 6]], [0, 1, 2])],
                   lambda logits: logits.astype(ms.float32).asnumpy())
     with autograd.no_grad():
         generator.extend([caches[0]], [list(range(20))])

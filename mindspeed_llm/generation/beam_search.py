@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.tasks.inference.decoding import Limits
-from mindspeed_llm.tasks.inference.generator import Generator
-from mindspeed_llm.tasks.inference.kv_cache import KVCache
-from mindspeed_llm.tasks.inference.vocab_shard import VocabShard
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.generator import Generator
+from mindspeed_llm.generation.kv_cache import KVCache
+from mindspeed_llm.generation.vocab_shard import VocabShard
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,23 @@ class Hypothesis:
     score: float
 
 
-def beam_search(generator: Generator, prompt: Sequence[int], num_beams: int, limits: Limits) -> list[Hypothesis]:
-    """The `num_beams` best answers found, best first. Same result on every rank.
+def beam_search(generator: Generator, prompt: Sequence[int], config: GenerationConfig) -> list[Hypothesis]:
+    """The `config.num_beams` best answers found, best first. Same result on every rank.
 
     Each step extends every beam and keeps the `num_beams` likeliest unfinished ones. The search ends when there are
     `num_beams` finished answers and no beam's mean is above the worst of these (a beam could still recover: the usual
     heuristic, that of Hugging Face's early_stopping=False), or at a length limit, where the beams count as answers.
     """
+    num_beams, stop_ids = config.num_beams, config.stop_ids
     if num_beams > generator.vocab_size:
         raise UserError(f"--num-beams ({num_beams}) must be at most the tokenizer's {generator.vocab_size} ids")
     caches, logits = generator.prefill([prompt])
     beams, finished = [Beam((), 0.0)], []
-    longest = min(limits.max_new_tokens, generator.max_length - len(prompt))
-    width = num_beams * (1 + len(limits.stop_ids))  # so many that num_beams are no stop tokens
+    longest = min(config.max_new_tokens, generator.max_length - len(prompt))
+    width = num_beams * (1 + len(stop_ids))  # so many that num_beams are no stop tokens
     for length in range(1, longest + 1):
         log_probs, ids = _candidates(generator, logits, len(beams), min(width, generator.vocab_size))
-        ended, survivors = _extend(beams, log_probs, ids, num_beams, limits.stop_ids)
+        ended, survivors = _extend(beams, log_probs, ids, num_beams, stop_ids)
         finished += [Hypothesis(beam.ids[:-1], beam.total / length) for beam in ended]
         finished = _best(finished, num_beams)
         beams = [beam for _, beam in survivors]
@@ -65,7 +66,7 @@ def _candidates(generator: Generator, logits: VocabShard | None, rows: int,
         values, ids = logits.top(count)
         log_probs = (values - logits.log_normalizers()[:, None]).astype(np.float32)
         packed = np.stack((log_probs.view(np.int32), ids))
-    bits = generator.agree(packed, (2, rows, count))
+    bits = generator.from_last_stage(packed, (2, rows, count))
     return bits[0].copy().view(np.float32), bits[1]
 
 

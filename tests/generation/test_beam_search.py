@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.tasks.inference.beam_search import beam_search
-from mindspeed_llm.tasks.inference.choosing import greedy
-from mindspeed_llm.tasks.inference.decoding import Limits, generate
-from mindspeed_llm.tasks.inference.generator import Generator
-from tests.inference.golden_model import full_logits, golden_generator
+from mindspeed_llm.generation.beam_search import beam_search
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import generate
+from mindspeed_llm.generation.generator import Generator
+from tests.generation.golden_model import full_logits, golden_generator
 
 VOCAB, LENGTH = 5, 3
 PROMPT = [70, 3, 41]
@@ -18,7 +18,7 @@ PROMPT = [70, 3, 41]
 
 @pytest.fixture(scope="module")
 def small():
-    return Generator(golden_generator().model, VOCAB, 64)
+    return Generator(golden_generator().chunks, VOCAB, 64)
 
 
 def mean_log_prob(answer: tuple[int, ...]) -> float:
@@ -44,7 +44,7 @@ def every_answer(stop_ids: frozenset[int]) -> list[tuple[float, tuple[int, ...]]
 def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
     best = every_answer(stop_ids)
     beams = VOCAB if stop_ids == frozenset() else 4
-    found = beam_search(small, PROMPT, beams, Limits(LENGTH, stop_ids))
+    found = beam_search(small, PROMPT, GenerationConfig(LENGTH, stop_ids, num_beams=beams))
     assert len(found) == beams
     assert found[0].ids == best[0][1]
     for hypothesis in found:
@@ -54,12 +54,11 @@ def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
 
 
 def test_one_beam_is_greedy_search(small):
-    limits = Limits(6, frozenset())
-    (answer,) = generate(small, [PROMPT], greedy(), limits)
-    (hypothesis,) = beam_search(small, PROMPT, 1, limits)
+    (answer,) = generate(small, [PROMPT], GenerationConfig(6))
+    (hypothesis,) = beam_search(small, PROMPT, GenerationConfig(6))
     assert hypothesis.ids == tuple(answer.ids)
 
 
 def test_more_beams_than_tokens(small):
     with pytest.raises(UserError, match=r"--num-beams \(6\) must be at most"):
-        beam_search(small, PROMPT, 6, Limits(2, frozenset()))
+        beam_search(small, PROMPT, GenerationConfig(2, num_beams=6))
