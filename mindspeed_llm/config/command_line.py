@@ -2,20 +2,16 @@
 
 import argparse
 import glob
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.flag_kinds import Flag
 from mindspeed_llm.config.flags import CONFIGS, SCRIPTS, default_text, flags_of, nearest_flag
-from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.option import Flag
 from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
-from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
-                                           OptimizerConfig, TrainConfig)
-from mindspeed_llm.config.validation import check, notes_on
+from mindspeed_llm.config.validation import check, check_given, notes_on
 
 PARTS = {"convert": ("convert",), "preprocess": ("data",),
          "pretrain": ("parallel", "optimizer", "train", "data", "checkpoint"),
@@ -23,34 +19,8 @@ PARTS = {"convert": ("convert",), "preprocess": ("data",),
          "evaluation": ("parallel", "train", "data", "checkpoint", "evaluation")}
 
 
-@dataclass(frozen=True)
-class Configs:
-    """Everything one command line says. A part that the entrypoint does not use is None.
-
-    `model` is None when generating or evaluating without a full set of model flags: the checkpoint gives the shape
-    (`shape.resolve`). `stated_model` are the model fields that the command line fixed, to be checked against a
-    checkpoint, `vocab_size` is what --vocab-size said. `explicit` are the names of fields given on the command line. `notes` are lines for rank 0 to print
-    once.
-    """
-
-    entrypoint: str
-    model: ModelConfig | None = None
-    parallel: ParallelConfig | None = None
-    optimizer: OptimizerConfig | None = None
-    train: TrainConfig | None = None
-    data: DataConfig | None = None
-    checkpoint: CheckpointConfig | None = None
-    inference: InferenceConfig | None = None
-    evaluation: EvaluationConfig | None = None
-    convert: ConvertConfig | None = None
-    stated_model: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    explicit: frozenset[str] = frozenset()
-    vocab_size: int | None = None
-
-
 def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = None) -> Configs:
-    """Read `argv` (without the program's name) for one of `flag_kinds.ENTRYPOINTS`.
+    """Read `argv` (without the program's name) for one of `option.ENTRYPOINTS`.
 
     `vocab_size_of` counts the tokenizer's ids from its config; it is called only for training without
     --padded-vocab-size and --vocab-size. Raises UserError naming flag, value and remedy; exits after --help.
@@ -73,17 +43,14 @@ def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = No
                 values[part][field_name] = value
                 explicit.add(field_name)
     cli = values["cli"]
+    check_given(values["model"], cli)
     _derive(values, explicit)
-    parts = {part: CONFIGS[part](**values[part]) for part in PARTS[entrypoint] if part != "convert"}
-    stated = stated_model(entrypoint, values["model"], cli)
-    if entrypoint == "convert":
-        parts["convert"] = ConvertConfig(**values["convert"], stated_model=stated)
+    stated = values["convert"]["stated_model"] = stated_model(entrypoint, values["model"], cli)
+    parts = {part: CONFIGS[part](**values[part]) for part in PARTS[entrypoint]}
     configs = Configs(entrypoint=entrypoint, **parts, stated_model=stated, explicit=frozenset(explicit),
                       vocab_size=cli.get("vocab_size"))
-    model = build_model(configs, values["model"], cli, vocab_size_of)
-    if model is not None and entrypoint != "convert":
-        configs = replace(configs, model=model)
-    configs = replace(configs, notes=_no_effect_note(entrypoint, rows, no_effect, elsewhere) + notes_on(configs))
+    configs = replace(configs, model=build_model(configs, values["model"], cli, vocab_size_of),
+                      notes=_no_effect_note(entrypoint, rows, no_effect, elsewhere) + notes_on(configs))
     if configs.parallel is not None and configs.parallel.tensor_model_parallel_size == 1:
         configs = replace(configs, parallel=replace(configs.parallel, sequence_parallel=False))
     check(configs)
@@ -138,10 +105,7 @@ def _convert(flag: Flag, raw: Any) -> Any:
 
 def _derive(values: dict[str, dict[str, Any]], explicit: set[str]) -> None:
     """Fill the fields that no single flag sets."""
-    cli, data = values["cli"], values["data"]
-    if cli.get("bf16") and cli.get("fp16"):
-        raise UserError("--bf16 and --fp16 exclude each other: use one, or neither for fp32 (--bf16=false takes back "
-                        "an earlier --bf16)")
+    cli, data, convert = values["cli"], values["data"], values["convert"]
     for dtype in ("bf16", "fp16"):
         if dtype in cli:
             explicit.add("params_dtype")
@@ -151,6 +115,9 @@ def _derive(values: dict[str, dict[str, Any]], explicit: set[str]) -> None:
         data["tokenizer_name_or_path"] = str(Path(cli["tokenizer_model"]).parent)
     if "data_path" in data:
         data["data_path"] = _data_paths(data["data_path"])
+    # As MindSpeed-LLM documents it: without --hf-dir, --save-dir is the original Hugging Face directory.
+    if convert.get("save_model_type") == "hf" and "hf_dir" not in convert and "save_dir" in convert:
+        convert.update(hf_dir=convert["save_dir"], save_dir=str(Path(convert["save_dir"]) / "mg2hf"))
 
 
 def _data_paths(given: tuple[str, ...]) -> tuple[str, ...]:

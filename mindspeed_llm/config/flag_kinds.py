@@ -1,13 +1,8 @@
-"""What a command-line flag is: its name, its kind of value, the config fields it sets and who uses it."""
+"""Kinds of values of command-line flags."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-ENTRYPOINTS = ("convert", "preprocess", "pretrain", "inference", "evaluation")
-RUN = ("pretrain", "inference", "evaluation")
-MODEL = RUN + ("convert",)
-TRAIN = ("pretrain",)
 
 
 @dataclass(frozen=True)
@@ -23,31 +18,6 @@ class Kind:
     nargs: str | None = None
     const: str | None = None
     append: bool = False
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One row of the command-line contract.
-
-    `fields` are `part.field` names of the configs; a part called `cli` is not a config but input of a derived field
-    (`--bf16` -> params_dtype). `used_by` are the entrypoints where the flag has an effect; the others accept it and say
-    so. A flag without fields fixes something that has one choice in GLM4 (its value is checked), or belongs to the
-    group that is accepted without effect (`why_ignored`).
-    """
-
-    name: str
-    kind: Kind
-    fields: tuple[str, ...]
-    used_by: tuple[str, ...]
-    help: str
-    group: str
-    default: str | None = None
-    why_ignored: str | None = None
-
-    @property
-    def dest(self) -> str:
-        """Key of the flag in parsed values: the name without dashes, with underscores."""
-        return self.name.lstrip("-").replace("-", "_")
 
 
 def integer(low: int | None = None, high: int | None = None) -> Kind:

@@ -5,28 +5,36 @@
 
 import difflib
 import sys
-from dataclasses import MISSING, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
 
 from mindspeed_llm.config.data import DataConfig
-from mindspeed_llm.config.flag_kinds import ENTRYPOINTS, Flag
-from mindspeed_llm.config.flags_model import MODEL_FLAGS, PARALLEL_FLAGS
-from mindspeed_llm.config.flags_tasks import (CONVERT_FLAGS, DATA_FLAGS, EVALUATION_FLAGS, INFERENCE_FLAGS,
-                                              NO_EFFECT_FLAGS)
-from mindspeed_llm.config.flags_training import CHECKPOINT_FLAGS, OPTIMIZER_FLAGS, TRAINING_FLAGS
+from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
 from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, TrainConfig)
 
-FLAGS: tuple[Flag, ...] = (PARALLEL_FLAGS + MODEL_FLAGS + TRAINING_FLAGS + OPTIMIZER_FLAGS + CHECKPOINT_FLAGS
-                           + DATA_FLAGS + CONVERT_FLAGS + INFERENCE_FLAGS + EVALUATION_FLAGS + NO_EFFECT_FLAGS)
-
-CONFIGS = {"model": ModelConfig, "parallel": ParallelConfig, "optimizer": OptimizerConfig, "train": TrainConfig,
-           "data": DataConfig, "checkpoint": CheckpointConfig, "inference": InferenceConfig,
-           "evaluation": EvaluationConfig, "convert": ConvertConfig}
-
 SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pretrain": "pretrain_gpt.py",
            "inference": "inference.py", "evaluation": "evaluation.py"}
+
+CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
+           "checkpoint": CheckpointConfig, "data": DataConfig, "convert": ConvertConfig, "inference": InferenceConfig,
+           "evaluation": EvaluationConfig}
+
+_TITLES = {"train": "training", "convert": "conversion", "inference": "generation"}
+
+
+def _options() -> Iterator[Flag]:
+    for part, config in CONFIGS.items():
+        for entry in fields(config):
+            for flag in entry.metadata.get("flags", ()):
+                yield replace(flag, name=flag.name or flag_name(entry.name), group=_TITLES.get(part, part),
+                              fields=flag.fields or (f"{part}.{entry.name}",))
+
+
+FLAGS: tuple[Flag, ...] = (*_options(), *FIXED_FLAGS)
 
 
 def flags_of(entrypoint: str) -> dict[str, Flag]:

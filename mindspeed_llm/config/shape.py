@@ -1,20 +1,19 @@
 """The model's shape: from flags, from a checkpoint, and what happens when they meet."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from typing import Any
 
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig, flag_name
+from mindspeed_llm.config.model import SHAPE_FIELDS, VOCAB_DIVISOR, ModelConfig
+from mindspeed_llm.config.option import flag_name
 from mindspeed_llm.config.validation import check
-
-if TYPE_CHECKING:
-    from mindspeed_llm.config.command_line import Configs
 
 VocabSize = Callable[[DataConfig], int]
 
-_SWITCHES = ("add_qkv_bias", "post_norm", "qk_layernorm", "untie_embeddings_and_output_weights")
+_SWITCHES = tuple(field.name for field in fields(ModelConfig) if field.type is bool)
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
 
 
@@ -31,20 +30,20 @@ def stated_model(entrypoint: str, given: dict[str, Any], cli: dict[str, Any]) ->
     give the shape. Elsewhere only what was written counts.
     """
     stated = dict(given)
-    grouped = cli.get("group_query_attention", False)
-    heads = given.get("num_attention_heads")
-    if "num_query_groups" in given and not grouped and given["num_query_groups"] != heads:
-        raise UserError(f"--num-query-groups ({given['num_query_groups']}) needs --group-query-attention: without it "
-                        "every query head has its own key and value; add --group-query-attention")
     if entrypoint == "pretrain":
         for name in _SWITCHES:
             stated.setdefault(name, False)
-        if heads is not None:
-            stated.setdefault("num_query_groups", 1 if grouped else heads)
+        if "num_attention_heads" in given:
+            stated.setdefault("num_query_groups", _query_groups(given, cli))
     return stated
 
 
-def build_model(configs: "Configs", given: dict[str, Any], cli: dict[str, Any],
+def _query_groups(given: dict[str, Any], cli: dict[str, Any]) -> int:
+    """What holds without --num-query-groups (Megatron-LM's rule)."""
+    return 1 if cli.get("group_query_attention") else given["num_attention_heads"]
+
+
+def build_model(configs: Configs, given: dict[str, Any], cli: dict[str, Any],
                 vocab_size_of: VocabSize | None) -> ModelConfig | None:
     """The model that the flags alone describe; None where they do not and need not describe one.
 
@@ -65,16 +64,16 @@ def build_model(configs: "Configs", given: dict[str, Any], cli: dict[str, Any],
         raise UserError(f"--hidden-size ({hidden}) must be divisible by --num-attention-heads ({heads}), or give "
                         "--kv-channels")
     values = {"ffn_hidden_size": 4 * hidden, "kv_channels": hidden // heads,
-              "num_query_groups": 1 if cli.get("group_query_attention") else heads,
+              "num_query_groups": _query_groups(given, cli),
               "max_position_embeddings": configs.train.seq_length, **dict.fromkeys(_SWITCHES, False), **given}
     if "padded_vocab_size" not in values:
         values["padded_vocab_size"] = pad_vocab(_vocab_size(configs, cli, vocab_size_of),
-                                                cli.get("make_vocab_size_divisible_by", 128),
+                                                cli.get("make_vocab_size_divisible_by", VOCAB_DIVISOR),
                                                 configs.parallel.tensor_model_parallel_size)
     return ModelConfig(**values)
 
 
-def _vocab_size(configs: "Configs", cli: dict[str, Any], vocab_size_of: VocabSize | None) -> int:
+def _vocab_size(configs: Configs, cli: dict[str, Any], vocab_size_of: VocabSize | None) -> int:
     if "vocab_size" in cli:
         return cli["vocab_size"]
     if vocab_size_of is None or configs.data.tokenizer_name_or_path is None:
@@ -127,7 +126,7 @@ def require_noop_layers(asked: tuple[int, ...], stored: tuple[int, ...], source:
                     f"{f'use --noop-layers {have}' if have else 'leave the flag out'}")
 
 
-def resolve(configs: "Configs", stored: ModelConfig, source: str, noop_layers: tuple[int, ...] = ()) -> "Configs":
+def resolve(configs: Configs, stored: ModelConfig, source: str, noop_layers: tuple[int, ...] = ()) -> Configs:
     """`configs` for a run from the checkpoint `source`: its model and no-op layers set, checked, with notes.
 
     `stored` and `noop_layers` are what the checkpoint records. For training --noop-layers must name the same layers, as

@@ -1,55 +1,86 @@
 """Training loop, optimizer, schedule, checkpoint and run-time options."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, PREPROCESS, RUN, TRAIN, Flag, option
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its learning-rate schedule. Learning rates are per step, warm-up and decay lengths in iterations."""
 
-    lr: float = 1.25e-6
-    min_lr: float = 0.0
-    lr_decay_style: str = "cosine"
-    lr_warmup_fraction: float | None = None
-    lr_warmup_iters: int = 0
-    lr_decay_iters: int | None = None
-    weight_decay: float = 0.1
-    clip_grad: float = 1.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    initial_loss_scale: float = 2.0**32
+    lr: float = option(1.25e-6, Flag(kind.number(above=0.0), TRAIN, "highest learning rate"))
+    min_lr: float = option(0.0, Flag(
+        kind.number(low=0.0), TRAIN, "learning rate at the end of the decay; at most --lr"))
+    lr_decay_style: str = option("cosine", Flag(
+        kind.choice("constant", "linear", "cosine"), TRAIN, "way from --lr to --min-lr"))
+    lr_warmup_fraction: float | None = option(None, Flag(
+        kind.number(low=0.0, below=1.0), TRAIN, "linear warm-up for this part of --lr-decay-iters; excludes "
+        "--lr-warmup-iters"))
+    lr_warmup_iters: int = option(0, Flag(kind.integer(0), TRAIN, "linear warm-up for so many iterations"))
+    lr_decay_iters: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "iteration at which --min-lr is reached", default="--train-iters"))
+    weight_decay: float = option(0.1, Flag(
+        kind.number(low=0.0), TRAIN, "decoupled weight decay, not on biases and norms"))
+    clip_grad: float = option(1.0, Flag(
+        kind.number(low=0.0), TRAIN, "largest global L2 norm of the gradient; 0 turns clipping off"))
+    adam_beta1: float = option(0.9, Flag(kind.number(low=0.0, below=1.0), TRAIN, "decay of the first moment"))
+    adam_beta2: float = option(0.95, Flag(kind.number(low=0.0, below=1.0), TRAIN, "decay of the second moment"))
+    adam_eps: float = option(1e-8, Flag(kind.number(above=0.0), TRAIN, "added to the root of the second moment"))
+    initial_loss_scale: float = option(2.0**32, Flag(
+        kind.number(low=1.0), TRAIN, "first loss scale of --fp16; bf16 and fp32 do not scale"))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Batch sizes count sequences; `params_dtype` is fp32, bf16 or fp16."""
 
-    micro_batch_size: int = 1
-    global_batch_size: int = 1
-    train_iters: int = 1
-    seq_length: int = 4096
-    params_dtype: str = "fp32"
-    seed: int = 1234
-    stage: str | None = None
-    log_interval: int = 1
-    eval_interval: int = 1000
-    eval_iters: int = 0
-    eval_generate: int = 0
-    exit_interval: int | None = None
-    exit_signal_handler: bool = False
-    tensorboard_dir: str | None = None
-    check_for_nan_in_loss_and_grad: bool = True
-    dry_run: bool = False
-    device_memory_gb: float = 64.0
-
-    def check_batch(self) -> None:
-        """Raise UserError unless the global batch is a whole number of micro-batches."""
-        self.num_microbatches(1)
+    micro_batch_size: int = option(1, Flag(kind.integer(1), TRAIN, "sequences in one forward pass of one replica"))
+    global_batch_size: int = option(1, Flag(
+        kind.integer(1), TRAIN, "sequences in one optimizer step; a multiple of --micro-batch-size x data-parallel "
+        "size", default="required"))
+    train_iters: int = option(1, Flag(
+        kind.integer(1), TRAIN, "optimizer steps in all, those before a resume included", default="required"))
+    seq_length: int = option(4096, Flag(
+        kind.integer(1), RUN + PREPROCESS, "tokens in a sequence; when generating or evaluating, prompt and answer "
+        "together (default there: the checkpoint's --max-position-embeddings)",
+        fields=("train.seq_length", "data.seq_length")))
+    params_dtype: str = option(
+        "fp32",
+        Flag(
+            kind.switch(), RUN, "parameters and activations in bfloat16",
+            name="--bf16", fields=("cli.bf16",), default="off (fp32)"),
+        Flag(
+            kind.switch(), RUN, "parameters and activations in float16, with loss scaling",
+            name="--fp16", fields=("cli.fp16",), default="off (fp32)"))
+    seed: int = option(1234, Flag(
+        kind.integer(0), RUN, "of initial weights, data order and sampling; a resumed run keeps the checkpoint's "
+        "(see --no-load-rng)"))
+    stage: str | None = option(None, Flag(
+        kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
+        default="pre-training"))
+    log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
+    eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
+    eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
+    eval_generate: int = option(0, Flag(
+        kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the log "
+        "and in TensorBoard"))
+    exit_interval: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "save and exit at every multiple of so many iterations"))
+    exit_signal_handler: bool = option(False, Flag(
+        kind.switch(), TRAIN, "on SIGTERM finish the iteration, save and exit"))
+    tensorboard_dir: str | None = option(None, Flag(kind.path(), TRAIN, "write TensorBoard events here"))
+    check_for_nan_in_loss_and_grad: bool = option(True, Flag(
+        kind.switch(False), TRAIN, "go on when loss or gradient is NaN or infinite instead of stopping",
+        name="--no-check-for-nan-in-loss-and-grad", default="off (stop)"))
+    dry_run: bool = option(False, Flag(
+        kind.switch(), TRAIN, "print memory, communication and pipeline bubble of this job and end; needs no "
+        "devices (see docs/planner.md)"))
+    device_memory_gb: float = option(64.0, Flag(
+        kind.number(above=0.0), TRAIN, "memory of a device in GiB, for the verdict of --dry-run"))
 
     def num_microbatches(self, data_parallel_size: int) -> int:
         """Forward passes of one replica in one optimizer step.
@@ -70,69 +101,92 @@ class TrainConfig:
 class CheckpointConfig:
     """Where checkpoints come from and go to; intervals are in iterations."""
 
-    load: str | None = None
-    save: str | None = None
-    save_interval: int | None = None
-    finetune: bool = False
-    no_load_optim: bool = False
-    no_load_rng: bool = False
-    no_save_optim: bool = False
-    exit_on_missing_checkpoint: bool = False
+    load: str | None = option(None, Flag(
+        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+    save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
+    save_interval: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    finetune: bool = option(False, Flag(
+        kind.switch(), TRAIN, "take only the weights of --load and start at iteration 0"))
+    no_load_optim: bool = option(False, Flag(kind.switch(), TRAIN, "start with a fresh optimizer"))
+    no_load_rng: bool = option(False, Flag(
+        kind.switch(), TRAIN, "when resuming take the data order of --seed, not of the checkpoint's seed"))
+    no_save_optim: bool = option(False, Flag(
+        kind.switch(), TRAIN, "write weights only: such a checkpoint cannot be resumed"))
+    exit_on_missing_checkpoint: bool = option(False, Flag(
+        kind.switch(), TRAIN, "a --load directory without a checkpoint is an error, not a warning"))
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     """`convert_ckpt.py`: source and target of a conversion; sizes are of the written mcore checkpoint.
 
-    mg -> hf needs the original HF directory for config and tokenizer. With `hf_dir` the output goes to `save_dir`
-    itself. Without it `save_dir` is the original, as MindSpeed-LLM documents it: it becomes `hf_dir`, and the output
-    goes into its `mg2hf/`. After construction `hf_dir` and `save_dir` have their final meaning either way.
-    `stated_model` are model fields given as flags, to be checked against the source's config.
+    mg -> hf needs `hf_dir`, the original HF directory, for config and tokenizer, and writes `save_dir`. `stated_model` are
+    model fields given as flags, to be checked against the source's config.
     """
 
-    load_model_type: str = "hf"
-    save_model_type: str = "mg"
-    model_type_hf: str = "chatglm3"
-    load_dir: str = ""
-    save_dir: str = ""
-    hf_dir: str | None = None
-    params_dtype: str | None = None
-    target_tensor_parallel_size: int = 1
-    target_pipeline_parallel_size: int = 1
+    load_model_type: str = option("hf", Flag(
+        kind.choice("hf", "mg"), CONVERT, "layout that is read: Hugging Face or mcore"))
+    save_model_type: str = option("mg", Flag(kind.choice("mg", "hf"), CONVERT, "layout that is written"))
+    model_type_hf: str = option("chatglm3", Flag(
+        kind.choice("chatglm3", "glm", "glm4", "qwen3"), CONVERT, "Hugging Face layout: chatglm3 is GLM-4-9B's own "
+        "(transformer.*), the others are the native ones"))
+    load_dir: str = option("", Flag(kind.path(), CONVERT, "directory that is read", default="required"))
+    save_dir: str = option("", Flag(
+        kind.path(), CONVERT, "directory that is written; for mg -> hf without --hf-dir it is the original HF "
+        "directory, and the output goes into its mg2hf/", default="required"))
+    hf_dir: str | None = option(
+        None,
+        Flag(
+            kind.path(), CONVERT, "for mg -> hf: the original HF directory (config and tokenizer come from it); "
+            "with it the output goes to --save-dir itself", default="--save-dir"),
+        Flag(kind.path(), CONVERT, "MindSpeed-LLM's other name of --hf-dir", name="--hf-cfg-dir", default="--hf-dir"))
+    params_dtype: str | None = option(None, Flag(
+        kind.choice("fp32", "bf16", "fp16"), CONVERT, "dtype that is written", default="the source's"))
+    target_tensor_parallel_size: int = option(1, Flag(
+        kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
+    target_pipeline_parallel_size: int = option(1, Flag(
+        kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
     num_layer_list: tuple[int, ...] | None = None
     noop_layers: tuple[int, ...] = ()
     stated_model: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.save_model_type == "hf" and self.hf_dir is None and self.save_dir:
-            object.__setattr__(self, "hf_dir", self.save_dir)
-            object.__setattr__(self, "save_dir", str(Path(self.save_dir) / "mg2hf"))
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
-    task: tuple[str, ...] = ("greedy",)
-    prompts: tuple[str, ...] = ()
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    num_beams: int = 4
-    no_chat_template: bool = False
+    task: tuple[str, ...] = option(("greedy",), Flag(
+        kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
+    prompts: tuple[str, ...] = option((), Flag(
+        kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
+    max_new_tokens: int = option(128, Flag(kind.integer(1), INFERENCE, "longest answer, in tokens"))
+    temperature: float = option(1.0, Flag(kind.number(above=0.0), INFERENCE, "divides the logits before sampling"))
+    top_k: int = option(0, Flag(kind.integer(0), INFERENCE, "sample among the k likeliest tokens; 0: among all"))
+    top_p: float = option(1.0, Flag(
+        kind.number(above=0.0, high=1.0), INFERENCE, "sample among the likeliest tokens that make up this "
+        "probability"))
+    num_beams: int = option(4, Flag(kind.integer(1), INFERENCE, "beams of beam_search"))
+    no_chat_template: bool = option(False, Flag(
+        kind.switch(), INFERENCE + EVALUATION, "the prompt is given to the model as it is",
+        fields=("inference.no_chat_template", "evaluation.no_chat_template")))
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """`evaluation.py`: the benchmark, its files, and how the prompt is built."""
 
-    task: str = "mmlu"
-    task_data_path: str = ""
-    evaluation_batch_size: int = 1
-    max_eval_samples: int | None = None
-    num_shots: int = 5
+    task: str = option("mmlu", Flag(kind.single_word("mmlu"), EVALUATION, "benchmark"))
+    task_data_path: str = option("", Flag(
+        kind.single_word(), EVALUATION, "directory of the benchmark's test files; dev/ lies beside it",
+        default="required"))
+    evaluation_batch_size: int = option(1, Flag(kind.integer(1), EVALUATION, "questions in one forward pass"))
+    max_eval_samples: int | None = option(None, Flag(
+        kind.integer(1), EVALUATION, "at most so many questions of each subject", default="all"))
+    num_shots: int = option(5, Flag(
+        kind.integer(0, 5), EVALUATION, "answered examples before each question, from dev/"))
     no_chat_template: bool = False
-    broadcast: bool = False
-    alternative_prompt: bool = False
-    output_dir: str | None = None
+    broadcast: bool = option(False, Flag(
+        kind.switch(), EVALUATION, "rank 0 reads the questions and sends them to the others"))
+    alternative_prompt: bool = option(False, Flag(kind.switch(), EVALUATION, "the second form of the prompt"))
+    output_dir: str | None = option(None, Flag(kind.path(), EVALUATION, "write every answer here"))

@@ -1,30 +1,42 @@
 """Checks across flags. Every message names the flags, their values and a way out."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
 from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, TrainConfig
 
-if TYPE_CHECKING:
-    from mindspeed_llm.config.command_line import Configs
+
+def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
+    """Raise UserError when flags contradict each other that no config holds side by side.
+
+    `model` are the model fields that were given, `cli` the inputs of derived fields.
+    """
+    if cli.get("bf16") and cli.get("fp16"):
+        raise UserError("--bf16 and --fp16 exclude each other: use one, or neither for fp32 (--bf16=false takes back "
+                        "an earlier --bf16)")
+    groups, heads = model.get("num_query_groups"), model.get("num_attention_heads")
+    if groups not in (None, heads) and not cli.get("group_query_attention"):
+        raise UserError(f"--num-query-groups ({groups}) needs --group-query-attention: without it every query head has "
+                        "its own key and value; add --group-query-attention")
 
 
-def check(configs: "Configs") -> None:
+def check(configs: Configs) -> None:
     """Raise UserError at the first combination that cannot work."""
     _CHECKS[configs.entrypoint](configs)
     if configs.parallel is not None:
         _check_overlap(configs.parallel)
         _check_recompute(configs.parallel)
         if configs.model is not None:
-            configs.parallel.validate(configs.model)
+            check_parallel(configs.parallel, configs.model)
             _check_sequence(configs.train.seq_length, configs.model, configs.parallel)
 
 
-def notes_on(configs: "Configs") -> list[str]:
+def notes_on(configs: Configs) -> list[str]:
     """Lines about flags that were given but cannot have their effect in this combination."""
     notes = []
     parallel, checkpoint = configs.parallel, configs.checkpoint
@@ -39,12 +51,59 @@ def notes_on(configs: "Configs") -> list[str]:
     return notes
 
 
+def check_parallel(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Check the sizes against the model's shape. Raises UserError naming the flags."""
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    for size, flag in ((tp, "--tensor-model-parallel-size"), (cp, "--context-parallel-size"),
+                       (parallel.pipeline_model_parallel_size, "--pipeline-model-parallel-size")):
+        if size < 1:
+            raise UserError(f"{flag} ({size}) must be at least 1")
+    for value, flag in ((model.num_attention_heads, "--num-attention-heads"),
+                        (model.ffn_hidden_size, "--ffn-hidden-size"),
+                        (model.padded_vocab_size, "--padded-vocab-size")):
+        if value % tp:
+            raise UserError(f"{flag} ({value}) must be divisible by --tensor-model-parallel-size ({tp}): "
+                            f"use {_alternatives(size for size in range(1, 9) if value % size == 0)}")
+    groups = model.num_query_groups
+    if groups % tp and tp % groups:
+        raise UserError(f"--num-query-groups ({groups}) must divide, or be divisible by, "
+                        f"--tensor-model-parallel-size ({tp})")
+    _check_layers(parallel, model.num_layers)
+
+
+def _check_layers(parallel: ParallelConfig, layers: int) -> None:
+    pp, counts = parallel.pipeline_model_parallel_size, parallel.num_layer_list
+    per_chunk = parallel.num_layers_per_virtual_pipeline_stage
+    if counts is not None:
+        if len(counts) != pp or sum(counts) != layers or min(counts) < 1:
+            raise UserError(f"--num-layer-list ({','.join(map(str, counts))}) must have {pp} positive entries "
+                            f"(--pipeline-model-parallel-size) that add up to --num-layers ({layers})")
+        if per_chunk is not None:
+            raise UserError("--num-layer-list and --num-layers-per-virtual-pipeline-stage exclude each other: use one")
+    elif per_chunk is not None:
+        if pp < 2:
+            raise UserError("--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size of at least 2")
+        if per_chunk < 1 or layers % (pp * per_chunk):
+            raise UserError(f"--num-layers ({layers}) must be divisible by --pipeline-model-parallel-size ({pp}) x "
+                            f"--num-layers-per-virtual-pipeline-stage ({per_chunk})")
+    elif layers % pp:
+        raise UserError(f"--num-layers ({layers}) must be divisible by --pipeline-model-parallel-size ({pp}): use a "
+                        "divisor, or --num-layer-list")
+    for layer in parallel.noop_layers:
+        if not 0 <= layer < layers:
+            raise UserError(f"--noop-layers ({layer}) must lie in 0..{layers - 1}")
+
+
+def _alternatives(sizes: Iterable[int]) -> str:
+    return " or ".join(map(str, sizes))
+
+
 def _require(value: object, flag: str, why: str) -> None:
     if value is None or value == "" or value == ():
         raise UserError(f"{flag} must be given: {why}")
 
 
-def _check_convert(configs: "Configs") -> None:
+def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
@@ -57,20 +116,20 @@ def _check_convert(configs: "Configs") -> None:
         raise UserError(f"--num-layer-list ({shown}) must have --target-pipeline-parallel-size ({stages}) entries")
 
 
-def _check_preprocess(configs: "Configs") -> None:
+def _check_preprocess(configs: Configs) -> None:
     data: DataConfig = configs.data
     _require(data.input, "--input", "the file or directory to read")
     _require(data.output_prefix, "--output-prefix", "the start of the output files' names")
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "the directory with the tokenizer's files")
 
 
-def _check_pretrain(configs: "Configs") -> None:
+def _check_pretrain(configs: Configs) -> None:
     _require(configs.data.data_path, "--data-path", "the prefix of the preprocessed .bin and .idx files")
     _check_data_path(configs.data.data_path)
     for name in ("train_iters", "global_batch_size"):
         if name not in configs.explicit:
             raise UserError(f"--{name.replace('_', '-')} must be given for training")
-    configs.train.check_batch()
+    configs.train.num_microbatches(1)
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
     if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
@@ -88,16 +147,16 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
 
 
-def _check_inference(configs: "Configs") -> None:
+def _check_inference(configs: Configs) -> None:
     _check_runnable(configs)
 
 
-def _check_evaluation(configs: "Configs") -> None:
+def _check_evaluation(configs: Configs) -> None:
     _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
     _check_runnable(configs)
 
 
-def _check_runnable(configs: "Configs") -> None:
+def _check_runnable(configs: Configs) -> None:
     _require(configs.data.tokenizer_name_or_path, "--tokenizer-name-or-path",
              "the directory with the tokenizer's files")
     if configs.checkpoint.load is None and configs.model is None:
@@ -105,7 +164,7 @@ def _check_runnable(configs: "Configs") -> None:
                         "instead)")
 
 
-_CHECKS: dict[str, Callable[["Configs"], None]] = {
+_CHECKS: dict[str, Callable[[Configs], None]] = {
     "convert": _check_convert, "preprocess": _check_preprocess, "pretrain": _check_pretrain,
     "inference": _check_inference, "evaluation": _check_evaluation}
 
@@ -180,7 +239,7 @@ def _check_ulysses_heads(model: ModelConfig, tp: int, cp: int) -> None:
     """Every rank of a context group takes as many heads as the others, and whole query groups or a part of one."""
     heads, groups = model.local_heads(tp).queries, model.local_heads(tp).groups
     if not ulysses_divides(heads, groups, cp):
-        possible = " or ".join(str(size) for size in range(1, heads + 1) if ulysses_divides(heads, groups, size))
+        possible = _alternatives(size for size in range(1, heads + 1) if ulysses_divides(heads, groups, size))
         raise UserError(f"--context-parallel-size ({cp}) under {ULYSSES} must divide --num-attention-heads / "
                         f"--tensor-model-parallel-size ({heads}) and give every rank as many query groups (of {groups}) "
                         f"as the others: use {possible}, or --context-parallel-algo {RING}")

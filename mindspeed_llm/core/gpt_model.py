@@ -88,10 +88,11 @@ class GPTModel:
             hidden = autograd.leaf(hidden) if self._frozen_start else hidden
         for layers, recomputed in self._layer_blocks():
             def block(h: Tensor, layers=layers) -> Tensor:
+                rows, branch = h.reshape(-1, h.shape[-1]), None
                 for layer in layers:
                     self.parameters.settle(layer.prefix)
-                    h = layer(h, context)
-                return h
+                    rows, branch = layer(rows, branch, context)
+                return (rows if branch is None else kernels.add(rows, branch)).reshape(h.shape)
             hidden = autograd.recompute(block, hidden) if recomputed else block(hidden)
         return hidden
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.validation import check_parallel
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import Group
 
@@ -55,7 +56,7 @@ def rank_coordinates(rank: int, parallel: ParallelConfig, world_size: int) -> di
 def build(model: ModelConfig, parallel: ParallelConfig) -> ParallelState:
     """Make this rank's groups from the ranks that `msrun` started. Raises UserError if the sizes do not fit."""
     world = collectives.init()
-    parallel.validate(model)
+    check_parallel(parallel, model)
     sizes = _sizes(parallel, world.size)
     place = rank_coordinates(world.rank, parallel, world.size)
     strides, stride = {}, 1

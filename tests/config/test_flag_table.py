@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_llm.config.flag_kinds import ENTRYPOINTS
 from mindspeed_llm.config.flags import CONFIGS, FLAGS, SCRIPTS, default_text, flags_of, reference_page
+from mindspeed_llm.config.option import ENTRYPOINTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,8 @@ from flag_blocks import BASE, argv
 
 from mindspeed_llm.config.command_line import parse
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.model import OVERRIDABLE_FIELDS, SHAPE_FIELDS, ModelConfig, flag_name
+from mindspeed_llm.config.model import OVERRIDABLE_FIELDS, SHAPE_FIELDS, ModelConfig
+from mindspeed_llm.config.option import flag_name
 from mindspeed_llm.config.shape import merge_model, pad_vocab, resolve
 
 TINY = parse("pretrain", argv(BASE["pretrain"])).model

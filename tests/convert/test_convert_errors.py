@@ -111,7 +111,6 @@ def test_config_that_does_not_fit(hf, change: dict, message: str) -> None:
     ({"target_pipeline_parallel_size": 2, "num_layer_list": (3, 2)}, "--num-layer-list (3,2)"),
     ({"params_dtype": "int8"}, "--params-dtype (int8) must be one of fp32, bf16, fp16"),
     ({"stated_model": {"hidden_size": 64}}, "--hidden-size (64) contradicts"),
-    ({"save_model_type": "hf"}, "--load-model-type hf with --save-model-type hf"),
 ])
 def test_flags_that_do_not_fit(hf, change: dict, message: str) -> None:
     assert message in failure(hf, **change)
@@ -145,11 +144,15 @@ def test_a_training_checkpoint_is_not_hidden(hf, tmp_path) -> None:
         run(ConvertConfig(load_dir=str(hf), save_dir=str(target)))
 
 
+def export_config(mcore: Path, hf: Path, **changes: object) -> ConvertConfig:
+    return ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(mcore), hf_dir=str(hf),
+                         **({"save_dir": str(hf / "mg2hf")} | changes))
+
+
 def export_failure(mcore: Path, hf: Path, **changes: object) -> str:
     before = sorted(hf.rglob("*"))
     with pytest.raises((UserError, FileNotFoundError)) as caught:
-        run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(mcore),
-                          **({"save_dir": str(hf)} | changes)))
+        run(export_config(mcore, hf, **changes))
     assert sorted(hf.rglob("*")) == before
     return str(caught.value)
 
@@ -158,11 +161,11 @@ def test_bad_exports(hf, tmp_path) -> None:
     mcore = tmp_path / "mg"
     assert "holds no checkpoint" in export_failure(tmp_path / "none", hf)
     run(ConvertConfig(load_dir=str(hf), save_dir=str(mcore), target_tensor_parallel_size=2))
-    assert "is the original Hugging Face directory" in export_failure(mcore, hf, save_dir=str(hf), hf_dir=str(hf))
+    assert "is the original Hugging Face directory" in export_failure(mcore, hf, save_dir=str(hf))
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("x")
-    assert "thesis.tex" in export_failure(mcore, hf, save_dir=str(other), hf_dir=str(hf))
+    assert "thesis.tex" in export_failure(mcore, hf, save_dir=str(other))
     shard = mcore / "iter_0000001/mp_rank_01/model.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:100])
@@ -175,13 +178,13 @@ def test_bad_exports(hf, tmp_path) -> None:
 def test_exporting_again_replaces_the_earlier_export(hf, tmp_path) -> None:
     run(ConvertConfig(load_dir=str(hf), save_dir=str(tmp_path / "mg")))
     for _ in range(2):
-        run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(tmp_path / "mg"), save_dir=str(hf)))
+        run(export_config(tmp_path / "mg", hf))
     assert sorted(path.name for path in hf.iterdir() if path.is_dir()) == ["mg2hf"]
 
 
 def test_a_failing_export_keeps_the_earlier_one_even_after_a_kill(hf, tmp_path, monkeypatch) -> None:
     run(ConvertConfig(load_dir=str(hf), save_dir=str(tmp_path / "mg")))
-    export = ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(tmp_path / "mg"), save_dir=str(hf))
+    export = export_config(tmp_path / "mg", hf)
     run(export)
     (hf / "mg2hf").rename(hf / "mg2hf.old")  # as a kill between the two renames leaves it
     (hf / "mg2hf.tmp").mkdir()

@@ -29,7 +29,8 @@ def to_mcore(hf: Path, mcore: Path, **changes: object) -> None:
 
 
 def to_hf(mcore: Path, hf: Path, **changes: object) -> None:
-    run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(mcore), save_dir=str(hf), **changes))
+    run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(mcore), hf_dir=str(hf),
+                      **({"save_dir": str(hf / "mg2hf")} | changes)))
 
 
 def assert_same_directory(hf: Path, export: Path) -> None:
@@ -137,7 +138,7 @@ def test_params_dtype_casts_and_the_export_returns_to_the_originals_dtype(tmp_pa
         assert np.array_equal(checkpoint.read_global(name).array, cast(wanted, "bf16", "fp32"))
     to_hf(tmp_path / "mg", hf)
     assert_same_directory(hf, hf / "mg2hf")
-    to_hf(tmp_path / "mg", tmp_path / "half", hf_dir=str(hf), params_dtype="fp16")
+    to_hf(tmp_path / "mg", hf, save_dir=str(tmp_path / "half"), params_dtype="fp16")
     assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "float16"
     with SafetensorsFile(tmp_path / "half/model-00001-of-00002.safetensors") as file:
         assert {entry.dtype for entry in file.tensors.values()} == {"F16"}
@@ -152,7 +153,7 @@ def test_the_rotary_buffer_is_ignored_and_comes_back(tmp_path) -> None:
     assert_same_directory(hf, hf / "mg2hf")
     for shard in hf.glob("*.safetensors"):  # with the original's weights gone it is computed
         shard.rename(tmp_path / shard.name)
-    to_hf(tmp_path / "mg", tmp_path / "out", hf_dir=str(hf))
+    to_hf(tmp_path / "mg", hf, save_dir=str(tmp_path / "out"))
     for shard in tmp_path.glob("*.safetensors"):
         assert filecmp.cmp(shard, tmp_path / "out" / shard.name, shallow=False)
 

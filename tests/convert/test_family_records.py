@@ -28,8 +28,8 @@ def test_files_become_the_tensors_that_are_trained_and_come_back(tmp_path, flag,
         assert checkpoint.model_config == golden.model
         for name in checkpoint.names():
             assert np.array_equal(checkpoint.read_global(name).array, golden[f"weight/{name}"]), name
-    run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(tmp_path / "mg"), save_dir=str(hf),
-                      model_type_hf=flag, noop_layers=noop_layers))
+    run(ConvertConfig(load_model_type="mg", save_model_type="hf", load_dir=str(tmp_path / "mg"), hf_dir=str(hf),
+                      save_dir=str(hf / "mg2hf"), model_type_hf=flag, noop_layers=noop_layers))
     back = {}
     for path in (hf / "mg2hf").glob("*.safetensors"):
         with SafetensorsFile(path) as file:

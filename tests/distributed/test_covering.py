@@ -38,7 +38,7 @@ def test_rows_are_what_their_choices_say():
                 made.record) == tuple(
                     choice[key] for key in ("tp", "cp", "pp", "sp", "micro", "record"))
         assert ("ulysses" in parallel.context_parallel_algo) == (choice["ring"] == "ulysses")
-        assert (parallel.num_layer_list is not None, parallel.virtual_stages_declared) == (
+        assert (parallel.num_layer_list is not None, parallel.num_layers_per_virtual_pipeline_stage is not None) == (
             choice["split"] == "uneven", choice["split"] == "virtual")
         assert (parallel.use_distributed_optimizer, parallel.overlap_grad_reduce) == (
             "zero" in choice["sums"], "overlap" in choice["sums"])

@@ -19,6 +19,7 @@ from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.shape import merge_model
 from mindspeed_llm.config.training import ConvertConfig
+from mindspeed_llm.config.validation import check_parallel
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import chunk_specs
 from mindspeed_llm.tasks.convert.disk import require_space
@@ -123,7 +124,7 @@ def _itemsize(source: HfDirectory, mapped: Mapped, dtype: str | None) -> int:
 
 def _validate(parallel: ParallelConfig, model: ModelConfig) -> None:
     try:
-        parallel.validate(model)
+        check_parallel(parallel, model)
     except UserError as error:
         text = str(error)
         for size in ("tensor", "pipeline"):

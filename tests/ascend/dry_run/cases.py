@@ -110,7 +110,7 @@ def differentiable(dtype: str) -> None:
     def leaf(*shape):
         return autograd.leaf(mint.ones(shape, dtype=device.dtype(dtype)))
     cos = mint.ones((8, 4), dtype=ms.float32)
-    qkv, gate = leaf(8, 2, 2 * 4 * 16), leaf(8, 2, 64)
+    qkv, gate = leaf(8 * 2, 2 * 4 * 16), leaf(8, 2, 64)
     q, k, v = kernels.qkv_rope(qkv, cos, cos, 2, 2, 16)
     for bounds in (None, Tensor(np.array([0, 3, 8], np.int32))):
         out = kernels.attention(kernels.rope(q, cos, cos), k, v, 0.25, bounds)
