@@ -66,8 +66,8 @@ class TrainConfig:
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
     eval_generate: int = option(0, Flag(
-        kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the log "
-        "and in TensorBoard"))
+        kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the "
+        "log and in TensorBoard"))
     exit_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "save and exit at every multiple of so many iterations"))
     exit_signal_handler: bool = option(False, Flag(
@@ -160,6 +160,9 @@ class InferenceConfig:
         kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
+    system_prompt: str = option("", Flag(
+        kind.text(), INFERENCE, "what the model is told before every conversation, in the chat template",
+        default="none"))
     max_new_tokens: int = option(128, Flag(kind.integer(1), INFERENCE, "longest answer, in tokens"))
     temperature: float = option(1.0, Flag(kind.number(above=0.0), INFERENCE, "divides the logits before sampling"))
     top_k: int = option(0, Flag(kind.integer(0), INFERENCE, "sample among the k likeliest tokens; 0: among all"))

@@ -149,6 +149,9 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
 
 def _check_inference(configs: Configs) -> None:
     _check_runnable(configs)
+    if configs.inference.system_prompt and configs.inference.no_chat_template:
+        raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
+                        "text into the prompt")
 
 
 def _check_evaluation(configs: Configs) -> None:

@@ -66,7 +66,8 @@ class Job:
         self._explicit, self._seed = loaded.configs.explicit, loaded.configs.train.seed
         self._speaks = loaded.is_rank_0
         self._tokenizer, self._world = loaded.tokenizer, loaded.state.world
-        self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template)
+        self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template,
+                                     self._config.system_prompt)
         self._generator = loaded.generator()
         self._texts = self._config.prompts or DEFAULT_PROMPTS
         self._prompts = [self._prompter.prompt(text) for text in self._texts]
