@@ -169,6 +169,9 @@ class InferenceConfig:
     top_p: float = option(1.0, Flag(
         kind.number(above=0.0, high=1.0), INFERENCE, "sample among the likeliest tokens that make up this "
         "probability"))
+    repetition_penalty: float = option(1.0, Flag(
+        kind.number(above=0.0), INFERENCE, "logits of tokens that prompt or answer already have are divided by this "
+        "(negative ones multiplied); 1.0: no penalty"))
     num_beams: int = option(4, Flag(kind.integer(1), INFERENCE, "beams of beam_search"))
     no_chat_template: bool = option(False, Flag(
         kind.switch(), INFERENCE + EVALUATION, "the prompt is given to the model as it is",

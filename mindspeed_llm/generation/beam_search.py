@@ -43,7 +43,9 @@ def beam_search(generator: Generator, prompt: Sequence[int], config: GenerationC
     longest = min(config.max_new_tokens, generator.max_length - len(prompt))
     width = num_beams * (1 + len(stop_ids))  # so many that num_beams are no stop tokens
     for length in range(1, longest + 1):
-        log_probs, ids = _candidates(generator, logits, len(beams), min(width, generator.vocab_size))
+        sequences = [[*prompt, *beam.ids] for beam in beams]
+        log_probs, ids = _candidates(generator, logits, sequences, min(width, generator.vocab_size),
+                                     config.repetition_penalty)
         ended, survivors = _extend(beams, log_probs, ids, num_beams, stop_ids)
         finished += [Hypothesis(beam.ids[:-1], beam.total / length) for beam in ended]
         finished = _best(finished, num_beams)
@@ -58,15 +60,14 @@ def beam_search(generator: Generator, prompt: Sequence[int], config: GenerationC
     return _best(finished, num_beams)
 
 
-def _candidates(generator: Generator, logits: VocabShard | None, rows: int,
-                count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities fp32 and ids of the likeliest next tokens, `(rows, count)`, on every stage."""
+def _candidates(generator: Generator, logits: VocabShard | None, sequences: list[list[int]], count: int,
+                penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities fp32 and ids of the likeliest next tokens, `(sequences, count)`, on every stage."""
     packed = None
     if logits is not None:
-        values, ids = logits.top(count)
-        log_probs = (values - logits.log_normalizers()[:, None]).astype(np.float32)
+        log_probs, ids = logits.log_probs().penalized(sequences, penalty).top(count)
         packed = np.stack((log_probs.view(np.int32), ids))
-    bits = generator.from_last_stage(packed, (2, rows, count))
+    bits = generator.from_last_stage(packed, (2, len(sequences), count))
     return bits[0].copy().view(np.float32), bits[1]
 
 

@@ -25,12 +25,12 @@ def generate(generator: Generator, prompts: list[Sequence[int]], config: Generat
              on_token: OnToken | None = None) -> list[Answer]:
     """Answer `prompts` (token ids, of any lengths). Same result on every rank. Raises as `Generator.prefill`."""
     caches, logits = generator.prefill(prompts)
-    return continue_from(generator, caches, logits, sampler(config), config, on_token)
+    return continue_from(generator, caches, prompts, logits, sampler(config), config, on_token)
 
 
-def continue_from(generator: Generator, caches: list[KVCache], logits: VocabShard | None, sample: Sampler,
-                  config: GenerationConfig, on_token: OnToken | None = None) -> list[Answer]:
-    """Go on from sequences in `caches` whose last tokens gave `logits` (None but on the last stage).
+def continue_from(generator: Generator, caches: list[KVCache], prompts: list[Sequence[int]], logits: VocabShard | None,
+                  sample: Sampler, config: GenerationConfig, on_token: OnToken | None = None) -> list[Answer]:
+    """Go on from `prompts`, which are in `caches` and whose last tokens gave `logits` (None but on the last stage).
 
     `sample` is one that `config` describes; who passes the same one again goes on with its random streams. Afterwards
     each cache holds its sequence but for the last token of the answer.
@@ -38,7 +38,11 @@ def continue_from(generator: Generator, caches: list[KVCache], logits: VocabShar
     answers = [Answer() for _ in caches]
     running = list(range(len(caches)))
     while running:
-        chosen = generator.from_last_stage(None if logits is None else sample(logits, running), (len(running),))
+        chosen = None
+        if logits is not None:
+            sequences = [[*prompts[number], *answers[number].ids] for number in running]
+            chosen = sample(logits.penalized(sequences, config.repetition_penalty), running)
+        chosen = generator.from_last_stage(chosen, (len(running),))
         still = []
         for number, token in zip(running, chosen.tolist(), strict=True):
             answer = answers[number]

@@ -165,6 +165,7 @@ ERRORS = [
     ("pretrain", "--recompute-granularity selective --recompute-num-layers 2", "needs --recompute-granularity full"),
     ("inference", "--task gready", "--task (gready) must be greedy or do_sample or beam_search or chat"),
     ("inference", "--system-prompt s --no-chat-template", "--system-prompt has its place in the chat template"),
+    ("inference", "--repetition-penalty 0", "--repetition-penalty (0) must be a number above 0.0"),
     ("inference", "--top-p 0", "--top-p (0) must be a number at most 1.0 and above 0.0"),
     ("inference", "--tokenizer-name-or-path ''", "--tokenizer-name-or-path must be given"),
     ("inference", "--load ''", "--load must be given"),

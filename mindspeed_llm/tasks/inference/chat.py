@@ -40,7 +40,8 @@ class Conversation:
         self._cache.truncate(same)
         logits = self._generator.extend([self._cache], [prompt[same:]])
         on_token = None if speaker is None else lambda _, token: speaker.push(token)
-        (answer,) = continue_from(self._generator, [self._cache], logits, self._sample, self._config, on_token)
+        (answer,) = continue_from(self._generator, [self._cache], [prompt], logits, self._sample, self._config,
+                                  on_token)
         if speaker is not None:
             speaker.finish()
         self._cached = [*prompt, *answer.ids][:self._cache.length]

@@ -113,7 +113,8 @@ class Job:
     def _how(self, task: str) -> GenerationConfig:
         config = self._config
         return GenerationConfig(config.max_new_tokens, frozenset(self._tokenizer.stop_ids), task == "do_sample",
-                                config.temperature, config.top_k, config.top_p, self._seed, config.num_beams)
+                                config.temperature, config.top_k, config.top_p, self._seed, config.num_beams,
+                                config.repetition_penalty)
 
     def _open_block(self, task: str, prompt: str) -> None:
         self._print(f"{_RULE} {_TITLES[task]} {_RULE}\nYou:\n{prompt}\n\nMindSpeed-LLM:")
