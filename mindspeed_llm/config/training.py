@@ -160,6 +160,11 @@ class InferenceConfig:
         kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
+    prompt_file: str | None = option(None, Flag(
+        kind.path(), INFERENCE, "prompts: the lines of a .txt file, or `prompt` of each object in a .jsonl file"))
+    output: str | None = option(None, Flag(
+        kind.path(), INFERENCE, "write the answers to this file as JSON lines, with ids, log-probabilities and why "
+        "each ended"))
     system_prompt: str = option("", Flag(
         kind.text(), INFERENCE, "what the model is told before every conversation, in the chat template",
         default="none"))

@@ -69,6 +69,15 @@ class VocabShard:
         total = (gathered[:, :, 1] * np.exp(gathered[:, :, 0] - top)).sum(axis=0)
         return (top + np.log(total)).astype(np.float32)
 
+    def log_probs_of(self, ids: np.ndarray) -> np.ndarray:
+        """Log-probability, fp32 `(rows,)`, of one id of each row; the same on every rank of the group."""
+        places = ids - self._start
+        here = np.flatnonzero((0 <= places) & (places < self.logits.shape[1]))
+        own = np.full((1, len(ids)), -np.inf, np.float32)
+        own[0, here] = self.logits[here, places[here]]
+        found = _gather(own.view(np.int32), self.group).copy().view(np.float32).max(axis=0)
+        return found - self.log_normalizers()
+
     def log_probs(self) -> "VocabShard":
         """The same rows as log-probabilities."""
         return replace(self, logits=self.logits - self.log_normalizers()[:, None])

@@ -137,6 +137,8 @@ EFFECTS = [
      {"inference.task": ("greedy", "do_sample", "beam_search", "chat")}),
     ("inference", "", {"inference.task": ("greedy",), "inference.prompts": ()}),
     ("inference", "--repetition-penalty 1.2", {"inference.repetition_penalty": 1.2}),
+    ("inference", "--prompt-file a.txt", {"inference.prompt_file": "a.txt"}),
+    ("inference", "--output a.jsonl", {"inference.output": "a.jsonl"}),
     ("inference", "--system-prompt 'a b'", {"inference.system_prompt": "a b"}),
     ("inference", "--prompt 'a b' --prompt c", {"inference.prompts": ("a b", "c")}),
     ("inference", "--max-new-tokens 256", {"inference.max_new_tokens": 256}),

@@ -50,6 +50,10 @@ def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
     for hypothesis in found:
         score = dict((ids, score) for score, ids in best)[hypothesis.ids]
         assert hypothesis.score == pytest.approx(score, abs=1e-5)
+        assert hypothesis.reason == ("stop" if len(hypothesis.ids) < LENGTH else "length")
+        assert len(hypothesis.log_probs) == len(hypothesis.ids)
+        if hypothesis.reason == "length":
+            assert sum(hypothesis.log_probs) == pytest.approx(score * LENGTH, abs=1e-5)
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
 
 

@@ -113,6 +113,15 @@ def test_repetition_penalty_equals_recomputing_everything(penalty):
     assert answers != generate(golden_generator(), prompts(), GenerationConfig(8))
 
 
+def test_log_probs_are_those_of_the_model():
+    """Before temperature and penalty, whatever chose the token."""
+    config = GenerationConfig(6, do_sample=True, temperature=1.5, top_k=9, repetition_penalty=1.2, log_probs=True)
+    for prompt, answer in zip(prompts(), generate(golden_generator(), prompts(), config), strict=True):
+        rows = full_logits([*prompt, *answer.ids])[len(prompt) - 1:-1].astype(np.float64)
+        expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(answer.log_probs, expected[np.arange(6), answer.ids], rtol=0, atol=TOLERANCE)
+
+
 def test_a_sequence_decodes_to_the_same_bits_alone_and_in_a_batch():
     generator, ids = golden_generator(), golden()["ids"].tolist()
     alone = [generator.prefill([prompt])[0][0] for prompt in prompts()]
