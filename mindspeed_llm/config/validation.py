@@ -149,6 +149,16 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
 
 def _check_inference(configs: Configs) -> None:
     _check_runnable(configs)
+    inference = configs.inference
+    if inference.prompts and inference.prompt_file:
+        raise UserError(f"--prompt and --prompt-file ({inference.prompt_file}) exclude each other: use one")
+    for flag, value in (("--prompt-file", inference.prompt_file), ("--output", inference.output)):
+        if value and set(inference.task) == {"chat"}:
+            raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
+                            "it out")
+    if inference.system_prompt and inference.no_chat_template:
+        raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
+                        "text into the prompt")
 
 
 def _check_evaluation(configs: Configs) -> None:

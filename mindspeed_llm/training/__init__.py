@@ -1,6 +1,6 @@
 """Pre-training and fine-tuning: from configs to a trained checkpoint."""
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 
 
 def run(configs: Configs) -> None:

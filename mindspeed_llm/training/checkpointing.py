@@ -8,7 +8,7 @@ import numpy as np
 
 from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import Checkpoint, OptimizerShard, SaveInfo, StoredTensor
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig

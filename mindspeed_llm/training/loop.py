@@ -6,7 +6,7 @@ import time
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer, StepResult

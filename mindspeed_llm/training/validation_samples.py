@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.tokenizer import load_tokenizer

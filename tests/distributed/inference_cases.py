@@ -40,8 +40,10 @@ def generation(loaded: Loaded) -> dict:
     prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
     config = GenerationConfig(10, frozenset(loaded.tokenizer.stop_ids), num_beams=3)
     prompts = [prompter.prompt(text) for text in PROMPTS]
-    result = {"greedy": [answer.ids for answer in generate(generator, prompts, config)]}
-    for name, sampling in (("top_k", {"temperature": 0.8, "top_k": 9}), ("top_p", {"top_p": 0.9})):
+    answers = generate(generator, prompts, replace(config, log_probs=True))
+    result = {"greedy": [answer.ids for answer in answers], "log_probs": [answer.log_probs for answer in answers]}
+    for name, sampling in (("top_k", {"temperature": 0.8, "top_k": 9}),
+                           ("top_p", {"top_p": 0.9, "repetition_penalty": 1.2})):
         drawn = replace(config, do_sample=True, seed=3, **sampling)
         result[name] = [answer.ids for answer in generate(generator, prompts, drawn)]
     result["beams"] = [beam.ids for beam in beam_search(generator, prompts[0], config)]

@@ -50,7 +50,27 @@ def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
     for hypothesis in found:
         score = dict((ids, score) for score, ids in best)[hypothesis.ids]
         assert hypothesis.score == pytest.approx(score, abs=1e-5)
+        assert hypothesis.reason == ("stop" if len(hypothesis.ids) < LENGTH else "length")
+        assert len(hypothesis.log_probs) == len(hypothesis.ids)
+        if hypothesis.reason == "length":
+            assert sum(hypothesis.log_probs) == pytest.approx(score * LENGTH, abs=1e-5)
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
+
+
+def test_repetition_penalty_is_on_log_probabilities(small):
+    """One beam takes the best penalized log-probability, which need not be the best penalized logit."""
+    penalty, ids, total = 2.0, list(PROMPT), 0.0
+    ids += [0, 3]  # of the small vocabulary: to be penalized from the start
+    prompt = list(ids)
+    for _ in range(4):
+        logits = full_logits(ids)[-1, :VOCAB].astype(np.float64)
+        scores = logits - np.log(np.exp(logits).sum())
+        scores[sorted({token for token in ids if token < VOCAB})] *= penalty
+        total += scores.max()
+        ids.append(int(scores.argmax()))
+    (found,) = beam_search(small, prompt, GenerationConfig(4, repetition_penalty=penalty))
+    assert found.ids == tuple(ids[len(prompt):])
+    assert found.score == pytest.approx(total / 4, abs=1e-5)
 
 
 def test_one_beam_is_greedy_search(small):

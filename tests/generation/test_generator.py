@@ -94,6 +94,34 @@ def test_greedy_equals_recomputing_everything():
     assert reasons == {"stop", "length"}
 
 
+def penalized(logits: np.ndarray, ids: list[int], penalty: float) -> np.ndarray:
+    """As Hugging Face's RepetitionPenaltyLogitsProcessor states it, in a plain loop."""
+    changed = logits.astype(np.float64)
+    for token in set(ids):
+        changed[token] = changed[token] * penalty if changed[token] < 0 else changed[token] / penalty
+    return changed
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetition_penalty_equals_recomputing_everything(penalty):
+    answers = generate(golden_generator(), prompts(), GenerationConfig(8, repetition_penalty=penalty))
+    for prompt, answer in zip(prompts(), answers, strict=True):
+        ids = list(prompt)
+        for _ in range(8):
+            ids.append(int(penalized(full_logits(ids)[-1], ids, penalty).argmax()))
+        assert answer.ids == ids[len(prompt):]
+    assert answers != generate(golden_generator(), prompts(), GenerationConfig(8))
+
+
+def test_log_probs_are_those_of_the_model():
+    """Before temperature and penalty, whatever chose the token."""
+    config = GenerationConfig(6, do_sample=True, temperature=1.5, top_k=9, repetition_penalty=1.2, log_probs=True)
+    for prompt, answer in zip(prompts(), generate(golden_generator(), prompts(), config), strict=True):
+        rows = full_logits([*prompt, *answer.ids])[len(prompt) - 1:-1].astype(np.float64)
+        expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(answer.log_probs, expected[np.arange(6), answer.ids], rtol=0, atol=TOLERANCE)
+
+
 def test_a_sequence_decodes_to_the_same_bits_alone_and_in_a_batch():
     generator, ids = golden_generator(), golden()["ids"].tolist()
     alone = [generator.prefill([prompt])[0][0] for prompt in prompts()]

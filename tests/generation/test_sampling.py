@@ -76,6 +76,10 @@ def test_shards_agree_with_the_whole(monkeypatch, count):
     ranks = [Group("tp", (0, 1, 2), rank) for rank in range(3)]
     parts = [VocabShard(logits[:, 4 * rank:4 * rank + 4], 10, group) for rank, group in enumerate(ranks)]
     whole = VocabShard(logits, 10, ALONE)
+    sequences = [[row, 7, 7, 11] for row in range(5)]
+    parts, whole = [part.penalized(sequences, 1.5) for part in parts], whole.penalized(sequences, 1.5)
+    assert not np.array_equal(whole.logits, logits)
+    np.testing.assert_array_equal(np.concatenate([part.logits for part in parts], axis=1), whole.logits)
     for method in ("top", "log_normalizers"):
         args = (count,) if method == "top" else ()
         sent = []
@@ -91,7 +95,7 @@ def test_shards_agree_with_the_whole(monkeypatch, count):
             assert found[1].shape == (5, count) and found[1].max() < 10
         else:
             np.testing.assert_allclose(found, expected, rtol=1e-6)
-            np.testing.assert_allclose(expected, np.log(np.exp(logits[:, :10]).sum(axis=1)), rtol=1e-6)
+            np.testing.assert_allclose(expected, np.log(np.exp(whole.logits[:, :10]).sum(axis=1)), rtol=1e-6)
 
 
 def test_logits_that_are_no_numbers():

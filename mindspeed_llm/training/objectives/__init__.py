@@ -1,6 +1,6 @@
 """What training is for, one file an objective: its samples, its micro-batches, its loss (see `objective.Objective`)."""
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.training.objectives.finetuning import Finetuning
 from mindspeed_llm.training.objectives.objective import Objective

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mindspore import Tensor
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.context_parallel.partition import pieces_of
 from mindspeed_llm.core.gpt_model import GPTModel

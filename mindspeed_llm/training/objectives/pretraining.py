@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.batch import Dataset, build_train_valid_test
 from mindspeed_llm.training.objectives.objective import MicroBatch, Sample, token_batch, token_loss
