@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -27,6 +28,7 @@ from mindspeed_llm.generation.kv_cache import SharedPrefix
 from mindspeed_llm.runtime import autograd, collectives, device
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.training import batches
+from mindspeed_llm.training.batches import MicroBatch
 
 TINY = ("--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 8 --group-query-attention "
         "--num-query-groups 2 --kv-channels 16 --add-qkv-bias --swiglu --padded-vocab-size 128 --seq-length 64 "
@@ -36,6 +38,7 @@ SP, ZERO = "--sequence-parallel", "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
 TP, PP, CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
 FULL = "--recompute-granularity full --recompute-method"
+ULYSSES = "--context-parallel-algo ulysses_cp_algo"
 
 # One iteration each, on 8 ranks; what the sizes leave is data parallel.
 LAYOUTS = {
@@ -52,19 +55,33 @@ LAYOUTS = {
     "cp2 ring": f"--bf16 {CP} 2 --use-cp-send-recv-overlap {ZERO}",
     "cp4 ring": f"--bf16 {CP} 4 {ZERO}",
     "cp2 ring fp32": f"{CP} 2",
-    "cp2 ulysses": f"--bf16 {CP} 2 --context-parallel-algo ulysses_cp_algo",
+    "cp2 ulysses": f"--bf16 {CP} 2 {ULYSSES}",
+    "cp4 ulysses": f"--bf16 {CP} 4 {ULYSSES} {ZERO}",
+    "dp, packed": "--bf16",
+    "cp2 ring, packed": f"--bf16 {CP} 2",
+    "cp2 ulysses, packed": f"--bf16 {CP} 2 {ULYSSES}",
     "selective": "--bf16 --recompute-granularity selective",
     "block": f"--bf16 {PP} 2 {FULL} block --recompute-num-layers 1",
     "uniform": f"--bf16 {TP} 2 {SP} {FULL} uniform --recompute-num-layers 2",
     "tp2 sp pp2 cp2": f"--bf16 {TP} 2 {SP} {PP} 2 {CP} 2 {OVERLAP} {FULL} block --recompute-num-layers 1",
     "post norm": f"--bf16 --post-norm {TP} 2 {SP}",
+    "norms of q and k": f"--bf16 --qk-layernorm {TP} 2 {SP}",
     "head in chunks": f"--bf16 {TP} 2 {SP} {PP} 2",
 }
 
 
+class Packed(FullLength):
+    """The same with two segments in every sequence."""
+
+    def training_step(self) -> list[MicroBatch]:
+        """See `FullLength`."""
+        bounds = np.array([0, 20, len(self.micro.tokens)], np.int32)
+        return [replace(micro, cu_seqlens=bounds) for micro in super().training_step()]
+
+
 def layout(name: str) -> None:
     """One iteration of training under `LAYOUTS[name]`."""
-    batches.Batches = FullLength
+    batches.Batches = Packed if name.endswith("packed") else FullLength
     cross_entropy.LOGITS_ROWS = 24 if name == "head in chunks" else 4096
     training.run(parse("pretrain", f"{TINY} {LAYOUTS[name]}".split()))
     ms.runtime.synchronize()
