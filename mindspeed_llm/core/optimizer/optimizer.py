@@ -141,7 +141,7 @@ class Optimizer:
     def _reduce(self) -> None:
         for chunk_state, reducer in zip(self.chunk_states, self._reducers, strict=True):
             chunk = chunk_state.chunk
-            gradients.collect(chunk.parameters)
+            gradients.settle(chunk.parameters)
             gradients.sum_across_stages(chunk, self.state)
             reducer.finish()
             gradients.sum_partial(chunk, self.state, chunk_state.shards)
