@@ -1,5 +1,8 @@
 """Collectives on Ascend: MindSpore's documented `mint.distributed` calls over HCCL, one each."""
 
+import sys
+from types import ModuleType
+
 from mindspore import Tensor, communication, mint
 from mindspore.mint import distributed as dist
 
@@ -12,6 +15,11 @@ def init() -> tuple[int, int]:
     """Join the job; returns (rank, world size)."""
     communication.init("hccl")
     return communication.get_rank(), communication.get_group_size()
+
+
+def engine_of(ranks: tuple[int, ...]) -> ModuleType:
+    """The engine of a group of these global ranks: this one."""
+    return sys.modules[__name__]
 
 
 def create_group(name: str, ranks: tuple[int, ...]) -> None:
@@ -84,9 +92,9 @@ def finish_exchange(handle) -> list[Tensor]:
     return received
 
 
-def barrier() -> None:
-    """See the package."""
-    dist.barrier(group=WORLD)
+def barrier(group: Group) -> None:
+    """Wait for all members."""
+    dist.barrier(group=group.name)
 
 
 def _all_gather(tensor: Tensor, group: Group, async_op: bool):
