@@ -26,9 +26,9 @@ def ours(data, options):
     from mindspeed_llm.config.parallel import ParallelConfig
     from mindspeed_llm.core import parallel_state
     from mindspeed_llm.core.gpt_model import GPTModel
+    from mindspeed_llm.generation.generator import Generator
+    from mindspeed_llm.generation.sampling import greedy
     from mindspeed_llm.runtime import device
-    from mindspeed_llm.tasks.inference.choosing import greedy
-    from mindspeed_llm.tasks.inference.generator import Generator
     device.setup()
     kernels.setup(options.dtype)
     model, parallel = ModelConfig(**BENCH), ParallelConfig()
@@ -36,16 +36,15 @@ def ours(data, options):
     chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
     for name in chunk.parameters.specs:
         chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
-    generator = Generator(chunk, BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+    generator = Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
     caches, start = generator.prefill(data["ids"].tolist())
-    choose = greedy()
 
     def decode():
         for cache in caches:
             cache.truncate(options.seq)
         logits, chosen = start, []
         for _ in range(options.tokens):
-            chosen.append(choose(logits, range(options.batch)))
+            chosen.append(greedy(logits, range(options.batch)))
             logits = generator.decode(caches, chosen[-1])
         return np.array(chosen)
     return decode

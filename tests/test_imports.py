@@ -22,8 +22,11 @@ ALLOWED = {
     "checkpoint": {"config", "runtime", "core.sharding", "core.structure"},
     "families": {"config", "checkpoint", "core.sharding", "core.structure"},
     "data": {"config", "runtime", "families"},
-    "training": {"config", "runtime", "kernels", "core", "data", "checkpoint"},
-    "tasks": {"config", "runtime", "kernels", "core", "families", "data", "checkpoint", "training"},
+    "session": {"config", "runtime", "kernels", "core", "checkpoint"},
+    "generation": {"config", "runtime", "kernels", "core", "checkpoint.dtypes"},
+    "training": {"config", "runtime", "kernels", "core", "data", "checkpoint", "session", "generation"},
+    "tasks": {"config", "runtime", "kernels", "core", "families", "data", "checkpoint", "session", "generation",
+              "training"},
 }
 FRAMEWORK_FREE = ("config", "launch", "data", "checkpoint", "core/sharding.py", "core/structure.py", "families",
                   "tasks/convert", "tasks/planner", "tasks/preprocess")

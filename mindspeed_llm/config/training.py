@@ -65,6 +65,9 @@ class TrainConfig:
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
+    eval_generate: int = option(0, Flag(
+        kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the "
+        "log and in TensorBoard"))
     exit_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "save and exit at every multiple of so many iterations"))
     exit_signal_handler: bool = option(False, Flag(
@@ -111,7 +114,7 @@ class CheckpointConfig:
     no_save_optim: bool = option(False, Flag(
         kind.switch(), TRAIN, "write weights only: such a checkpoint cannot be resumed"))
     exit_on_missing_checkpoint: bool = option(False, Flag(
-        kind.switch(), RUN, "a --load directory without a checkpoint is an error, not a warning"))
+        kind.switch(), TRAIN, "a --load directory without a checkpoint is an error, not a warning"))
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,23 @@ class InferenceConfig:
         kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
+    prompt_file: str | None = option(None, Flag(
+        kind.path(), INFERENCE, "prompts: the lines of a .txt file, or `prompt` of each object in a .jsonl file"))
+    output: str | None = option(None, Flag(
+        kind.path(), INFERENCE, "write the answers to this file as JSON lines, with ids, log-probabilities and why "
+        "each ended"))
+    system_prompt: str = option("", Flag(
+        kind.text(), INFERENCE, "what the model is told before every conversation, in the chat template",
+        default="none"))
     max_new_tokens: int = option(128, Flag(kind.integer(1), INFERENCE, "longest answer, in tokens"))
     temperature: float = option(1.0, Flag(kind.number(above=0.0), INFERENCE, "divides the logits before sampling"))
     top_k: int = option(0, Flag(kind.integer(0), INFERENCE, "sample among the k likeliest tokens; 0: among all"))
     top_p: float = option(1.0, Flag(
         kind.number(above=0.0, high=1.0), INFERENCE, "sample among the likeliest tokens that make up this "
         "probability"))
+    repetition_penalty: float = option(1.0, Flag(
+        kind.number(above=0.0), INFERENCE, "logits of tokens that prompt or answer already have are divided by this "
+        "(negative ones multiplied); 1.0: no penalty"))
     num_beams: int = option(4, Flag(kind.integer(1), INFERENCE, "beams of beam_search"))
     no_chat_template: bool = option(False, Flag(
         kind.switch(), INFERENCE + EVALUATION, "the prompt is given to the model as it is",

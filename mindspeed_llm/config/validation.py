@@ -131,12 +131,34 @@ def _check_pretrain(configs: Configs) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be given for training")
     configs.train.num_microbatches(1)
     _check_schedule(configs.optimizer, configs.train)
+    _check_eval_generate(configs.train, configs.data)
     if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
         raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
 
 
+def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
+    if not train.eval_generate:
+        return
+    if not train.eval_iters:
+        raise UserError(f"--eval-generate ({train.eval_generate}) needs validations: give --eval-iters")
+    if float(data.split.split(",")[1]) == 0:
+        raise UserError(f"--eval-generate ({train.eval_generate}) needs validation data: give them a share in --split "
+                        f"({data.split}), such as 98,2,0")
+    _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
+
+
 def _check_inference(configs: Configs) -> None:
     _check_runnable(configs)
+    inference = configs.inference
+    if inference.prompts and inference.prompt_file:
+        raise UserError(f"--prompt and --prompt-file ({inference.prompt_file}) exclude each other: use one")
+    for flag, value in (("--prompt-file", inference.prompt_file), ("--output", inference.output)):
+        if value and set(inference.task) == {"chat"}:
+            raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
+                            "it out")
+    if inference.system_prompt and inference.no_chat_template:
+        raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
+                        "text into the prompt")
 
 
 def _check_evaluation(configs: Configs) -> None:

@@ -30,11 +30,13 @@ class GPTModel:
     """One chunk of the model: `layers` (global numbers), with the embedding if `first` and the output layer if `last`.
 
     With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see
-    `local_part`. `trainable`: all parameters, none (inference), or those that it chooses.
+    `local_part`. `trainable`: all parameters, none (inference), or those that it chooses. `parameters`: those of another
+    chunk of the same place, to be shared with it.
     """
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, dtype: mstype.Type,
-                 virtual_stage: int = 0, *, trainable: bool | Choice = True, multiple_of: int = 1) -> None:
+                 virtual_stage: int = 0, *, trainable: bool | Choice = True, multiple_of: int = 1,
+                 parameters: ParameterSet | None = None) -> None:
         chunks = parallel.stage_layers(model)[state.pp.rank]
         self.model, self.parallel, self.state = model, parallel, state
         self.first = state.is_first_stage and virtual_stage == 0
@@ -42,7 +44,8 @@ class GPTModel:
         self.parts = ChunkParts(model, chunks[virtual_stage], first=self.first, last=self.last)
         specs = [replace(spec, trainable=trainable(spec) if callable(trainable) else trainable)
                  for spec in self.parts.specs()]
-        self.parameters = ParameterSet(specs, state.tp.rank, state.tp.size, dtype, multiple_of=multiple_of)
+        self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype,
+                                                     multiple_of=multiple_of)
         self.parts.bind(self.parameters.tensors, state)
         self._frozen_start = self.first and callable(trainable) and not trainable(specs[0])
         self.rotary = RotaryEmbedding(model)
@@ -85,10 +88,11 @@ class GPTModel:
             hidden = autograd.leaf(hidden) if self._frozen_start else hidden
         for layers, recomputed in self._layer_blocks():
             def block(h: Tensor, layers=layers) -> Tensor:
+                rows, branch = h.reshape(-1, h.shape[-1]), None
                 for layer in layers:
                     self.parameters.settle(layer.prefix)
-                    h = layer(h, context)
-                return h
+                    rows, branch = layer(rows, branch, context)
+                return (rows if branch is None else kernels.add(rows, branch)).reshape(h.shape)
             hidden = autograd.recompute(block, hidden) if recomputed else block(hidden)
         return hidden
 

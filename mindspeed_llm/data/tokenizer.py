@@ -54,7 +54,8 @@ class Tokenizer:
         vocab_size: highest id + 1, special tokens included (151343 for glm-4-9b; the model pads it further).
         eos_id, pad_id: ids of the end-of-text and padding tokens.
         bos_prefix: the ids that every prompt starts with (`[gMASK]<sop>` for GLM4).
-        stop_ids: ids at which generation ends (`<|endoftext|>`, `<|user|>`, `<|observation|>` for GLM4).
+        stop_ids: ids at which generation ends: those of generation_config.json beside the tokenizer, else those of its
+            family (`<|endoftext|>`, `<|user|>`, `<|observation|>` for GLM4).
         prompt_type: the template of the model family that has these special tokens, or None.
         special_tokens: name -> id of every special token.
     """
@@ -194,11 +195,24 @@ def load_tokenizer(path: str | None, kind: str = "PretrainedFromHF") -> Tokenize
     for file in candidates:
         if file.is_file():
             load = _load_hf_json if file.suffix == ".json" else _load_chatglm
-            return load(file, _read_json(directory / "tokenizer_config.json", optional=True))
+            tokenizer = load(file, _read_json(directory / "tokenizer_config.json", optional=True))
+            tokenizer.stop_ids = _stated_stop_ids(directory / "generation_config.json", tokenizer) or tokenizer.stop_ids
+            return tokenizer
     raise FileNotFoundError(
         f"{path} holds neither tokenizer.json nor tokenizer.model (a tiktoken file): copy the model's tokenizer files "
         "there"
     )
+
+
+def _stated_stop_ids(file: Path, tokenizer: Tokenizer) -> list[int]:
+    """`eos_token_id` of a generation_config.json, which is one id or a list of them; empty where there is none."""
+    stated = _read_json(file, optional=True).get("eos_token_id")
+    ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < tokenizer.vocab_size:
+            raise UserError(f"{file}: eos_token_id holds {token_id!r}, which is no id of the tokenizer beside it (0 to "
+                            f"{tokenizer.vocab_size - 1}): take the file of this model, or remove it")
+    return ids
 
 
 def read_tiktoken_file(file: str | Path) -> dict[bytes, int]:

@@ -117,7 +117,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def qkv_rope(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group: int,
              head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split `qkv (S, B, groups * (heads_per_group + 2) * head_dim)`, per group [q.. k v], and rotate q and k.
+    """Split rows `qkv (S * B, groups * (heads_per_group + 2) * head_dim)`, per group [q.. k v], and rotate q and k by
+    `cos, sin (S, R/2)`.
 
     Returns q `(S, B, groups * heads_per_group, head_dim)`, k and v `(S, B, groups, head_dim)`.
     """
@@ -125,7 +126,7 @@ def qkv_rope(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group
 
 
 def split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`qkv_rope` without the rotation."""
+    """`qkv (S, B, ...)` split as in `qkv_rope`, without the rotation."""
     return _active.api.split_qkv(qkv, groups, heads_per_group, head_dim)
 
 

@@ -12,7 +12,7 @@ from typing import TextIO
 _TIMED_OUT = re.compile(r"The node: (\d+) is timed out\.")
 # msrun, on every node; the number of a signal is negative.
 _EXITED = re.compile(r"Worker process (\d+) exit with exception\. Error code: -(\d+)\.")
-_PROCESS = re.compile(r"^rank (\d+) is process (\d+)$")      # printed by training/session.py
+_PROCESS = re.compile(r"^rank (\d+) is process (\d+)$")      # printed by session/__init__.py
 _ERROR = re.compile(r"(rank \d+|scheduler): (error|interrupted)")   # printed by config/errors.py
 _END = 5    # lines
 

@@ -1,6 +1,6 @@
 """Pre-training and fine-tuning: from configs to a trained checkpoint."""
 
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 
 
 def run(configs: Configs) -> None:
@@ -12,21 +12,25 @@ def run(configs: Configs) -> None:
     from mindspeed_llm.core.gpt_model import GPTModel
     from mindspeed_llm.core.optimizer.optimizer import Optimizer
     from mindspeed_llm.runtime import collectives, device
-    from mindspeed_llm.training import checkpointing, session
+    from mindspeed_llm.session import join_job, start_session
+    from mindspeed_llm.session.weights import load_weights, loaded_line
+    from mindspeed_llm.training import checkpointing
     from mindspeed_llm.training.batches import Batches
     from mindspeed_llm.training.loop import Trainer
     from mindspeed_llm.training.loss_scale import LossScale
+    from mindspeed_llm.training.objectives import objective_of
+    from mindspeed_llm.training.validation_samples import ValidationSamples
 
     train, parallel = configs.train, configs.parallel
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
-    session.join(train.seed, parallel)
+    join_job(train.seed, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     if source is not None:
         configs = resolve(configs, source.model_config, str(source.directory), source.noop_layers)
         configs = checkpointing.restore_seed(configs, source)
         train = configs.train
-    rank = session.start(configs.model, parallel, train.params_dtype, configs.notes + notes)
-    state = rank.state
+    session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
+    state = session.state
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
                        multiple_of=state.dp_cp.size) for virtual in range(stages)]
@@ -34,17 +38,19 @@ def run(configs: Configs) -> None:
         for chunk in chunks:
             chunk.parameters.initialize(configs.model, train.seed)
     else:
-        checkpointing.load_weights(chunks, source, train.params_dtype)
+        load_weights(chunks, source, train.params_dtype)
     optimizer = Optimizer(chunks, configs.optimizer, state, parallel.use_distributed_optimizer)
     scale = LossScale(train.params_dtype, configs.optimizer.initial_loss_scale)
     if source is None:
         progress = checkpointing.Progress()
     else:
         progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
-        rank.say(checkpointing.loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
+        session.say(loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
         source.close()
-    batches = Batches(configs, state, progress.consumed_samples)
+    batches = Batches(objective_of(configs), train, state, progress.consumed_samples)
+    samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
-        rank.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is {train.train_iters}")
-    Trainer(configs, rank, chunks, optimizer, scale, progress, batches).train()
+        session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "
+                    f"{train.train_iters}")
+    Trainer(configs, session, chunks, optimizer, scale, progress, batches, samples).train()
     collectives.barrier()

@@ -8,12 +8,11 @@ import numpy as np
 
 from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import Checkpoint, OptimizerShard, SaveInfo, StoredTensor
-from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import CheckpointConfig
-from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES
@@ -52,15 +51,6 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
                   f"stop now and {name}"]
 
 
-def loaded_line(load_dir: str, saved: int, start: int) -> str:
-    """The line that tools for Megatron look for: the directory of `--load` and the iteration at which this job starts.
-
-    Where that is not the iteration that was `saved` (weights only, --finetune), the line names both.
-    """
-    line = f"successfully loaded checkpoint from {load_dir} at iteration {start}"
-    return line if start == saved else f"{line} (weights of iteration {saved})"
-
-
 def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
     """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order.
 
@@ -77,14 +67,6 @@ def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
                         f"{stored}: leave the flag out to go on with it, or add --no-load-rng to draw a new order")
     return replace(configs, train=replace(configs.train, seed=stored),
                    notes=[*configs.notes, f"seed {stored} of {source.directory}: the data go on in its order"])
-
-
-def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) -> None:
-    """Fill the chunks' parameters from a checkpoint saved under any parallel layout, cast to `params_dtype`."""
-    for chunk in chunks:
-        parameters = chunk.parameters
-        for name, spec in parameters.specs.items():
-            parameters.load(name, source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
 
 
 def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:

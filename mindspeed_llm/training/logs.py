@@ -65,6 +65,12 @@ class TensorBoard:
             self._writer.add_scalar("lm loss validation", loss, iteration)
             self._writer.flush()
 
+    def text(self, tag: str, text: str, iteration: int) -> None:
+        """Write a text (Markdown)."""
+        if self._writer is not None:
+            self._writer.add_text(tag, text, iteration)
+            self._writer.flush()
+
     def close(self) -> None:
         """Finish the event file."""
         if self._writer is not None:

@@ -6,30 +6,32 @@ import time
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_llm.config.command_line import Configs
-from mindspeed_llm.core.gpt_model import GPTModel, hidden_shape
+from mindspeed_llm.config.configs import Configs
+from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.optimizer import Optimizer, StepResult
 from mindspeed_llm.core.optimizer.schedule import learning_rate
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
-from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import device
+from mindspeed_llm.session import Session
 from mindspeed_llm.training import checkpointing
-from mindspeed_llm.training.batches import Batches, MicroBatch, to_device
+from mindspeed_llm.training.batches import Batches
 from mindspeed_llm.training.checkpointing import Progress
 from mindspeed_llm.training.logs import IterationRecord, TensorBoard
 from mindspeed_llm.training.loss_scale import LossScale
-from mindspeed_llm.training.session import Session
+from mindspeed_llm.training.passes import mean_loss, stage_programs
 from mindspeed_llm.training.signals import ExitSignal
+from mindspeed_llm.training.validation_samples import ValidationSamples
 
 
 class Trainer:
     """Everything a run holds: model chunks, optimizer, data, progress."""
 
     def __init__(self, configs: Configs, session: Session, chunks: list[GPTModel], optimizer: Optimizer,
-                 scale: LossScale, progress: Progress, batches: Batches) -> None:
+                 scale: LossScale, progress: Progress, batches: Batches, samples: ValidationSamples | None) -> None:
         self.configs, self.session, self.state = configs, session, session.state
-        self.chunks, self.optimizer, self.scale, self.progress, self.batches = chunks, optimizer, scale, progress, batches
+        self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
+        self.batches, self.samples = batches, samples
         self.skipped = self.nans = 0
 
     def train(self) -> None:
@@ -74,40 +76,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        losses = forward_backward(self._programs(micro_batches), len(micro_batches), self.state.pp, seed)
+        programs = stage_programs(self.batches.objective, self.chunks, micro_batches)
+        losses = forward_backward(programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
-        loss = self._mean_loss(losses, len(micro_batches))
+        loss = mean_loss(losses, len(micro_batches), self.state)
         self._account(loss, result)
         tokens = sum(micro.tokens.size for micro in micro_batches) * self.state.dp.size
         return loss, result, tokens
-
-    def _programs(self, micro_batches: list[MicroBatch]) -> list[StageProgram]:
-        return [self._program(chunk, micro_batches) for chunk in self.chunks]
-
-    def _program(self, chunk: GPTModel, micro_batches: list[MicroBatch]) -> StageProgram:
-        def forward(number: int, received: Tensor | None) -> Tensor:
-            micro = micro_batches[number]
-            context = chunk.training_context(micro.seq_length, to_device(micro.cu_seqlens))
-            hidden = chunk.hidden_states(local(micro.tokens) if chunk.first else received, context)
-            if not chunk.last:
-                return hidden
-            return _total(chunk.token_losses(hidden, local(micro.labels)) * local(micro.loss_weights))
-
-        def local(array: np.ndarray) -> Tensor:
-            return to_device(chunk.local_part(array))
-
-        def input_shape(number: int) -> tuple[int, ...]:
-            micro = micro_batches[number]
-            return hidden_shape(self.configs.model, self.state, micro.seq_length // self.state.cp.size, micro.batch)
-
-        return StageProgram(forward, input_shape, device.dtype(self.session.params_dtype))
-
-    def _mean_loss(self, losses: list[Tensor], count: int) -> float:
-        """Mean over micro-batches and replicas, known to every rank."""
-        local = sum(float(loss) for loss in losses) / count
-        total = gradients.global_sum(local, self.state.dp_cp, self.state.pp)
-        return total / self.state.dp.size
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)
@@ -136,12 +112,16 @@ class Trainer:
         losses = []
         for _ in range(self.configs.train.eval_iters):
             micro_batches = self.batches.validation_step()
-            outputs = forward_only(self._programs(micro_batches), len(micro_batches), self.state.pp)
-            losses.append(self._mean_loss(outputs, len(micro_batches)))
+            programs = stage_programs(self.batches.objective, self.chunks, micro_batches)
+            outputs = forward_only(programs, len(micro_batches), self.state.pp)
+            losses.append(mean_loss(outputs, len(micro_batches), self.state))
         loss = float(np.mean(losses))
         self.session.say(f" validation loss at iteration {self.progress.iteration} | lm loss value: {loss:.6E} | "
                          f"lm loss PPL: {math.exp(min(loss, 20)):.6E} |")
         board.validation(self.progress.iteration, loss)
+        for number, sample in enumerate(self.samples.generate() if self.samples else [], start=1):
+            self.session.say(sample.line(number, self.progress.iteration))
+            board.text(f"validation sample {number}", sample.text(), self.progress.iteration)
 
     def _at(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.iteration % interval == 0
@@ -154,12 +134,3 @@ class Trainer:
                                self.state, self.session.params_dtype, configs.train.seed,
                                with_optimizer=not config.no_save_optim)
         return self.progress.iteration
-
-
-def _total(values: Tensor) -> Tensor:
-    """Sum of all elements, as the sum of sums of up to 256.
-
-    MindSpore's CPU kernel adds element after element: over the 65,536 tokens of two 32K sequences one such sum is off by
-    3e-5, which then depends on how many ranks share the sequence.
-    """
-    return values.reshape(-1, math.gcd(values.size, 256)).sum(dim=1).sum()

@@ -65,8 +65,8 @@ def add_rms_norm(x1, x2, gamma, epsilon=1e-6):
 
 
 def addcmul(input, tensor1, tensor2, *, value=1):
-    require(input.dtype == tensor1.dtype == tensor2.dtype and value == 1, TypeError, "addcmul: dtypes")
-    return tensor(array(input) + array(tensor1) * array(tensor2), input.dtype)
+    require(input.dtype == tensor1.dtype == tensor2.dtype, TypeError, "addcmul: dtypes")
+    return tensor(array(input) + value * array(tensor1) * array(tensor2), input.dtype)
 
 
 class FlashAttention:

@@ -1,4 +1,4 @@
-"""Point-to-point messages on Ascend, played through on streams: what `mint.distributed.batch_isend_irecv` was asked for
+"""Point-to-point messages on Ascend, played through on streams: what `ops.communication.batch_isend_irecv` was asked for
 on every rank, under the rules of HCCL.
 
 Rules: the host runs ahead; a rank's compute stream works through what the host gave it in order. A batch is put on the
@@ -66,7 +66,7 @@ class Recording:
         self.program.append(("compute", units))
 
     def batch_isend_irecv(self, p2p_op_list) -> list:
-        """Stands for `mint.distributed.batch_isend_irecv`."""
+        """Stands for `ops.communication.batch_isend_irecv`."""
         communicators = {op.group for op in p2p_op_list}
         if len(communicators) != 1:
             raise Refused(f"a batch over several groups: {communicators}")

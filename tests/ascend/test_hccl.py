@@ -1,4 +1,4 @@
-"""The HCCL engine: every call against signature and documentation of `mint.distributed`, answered by a stand-in that
+"""The HCCL engine: every call against signature and documentation of `ops.communication`, answered by a stand-in that
 knows what all ranks hold and, for an asynchronous call, delivers only when it is waited for.
 """
 
@@ -13,7 +13,7 @@ import pytest
 from contract import Recorder, called_names, names
 from emulator import array, require, tensor
 from mindspore import Tensor, communication, mint
-from mindspore.mint import distributed as dist
+from mindspore.ops import communication as dist
 from mindspore.ops.function.comm_func import CommHandle
 
 from mindspeed_llm.runtime import collectives, device
@@ -26,32 +26,43 @@ UNTOUCHED = -77.0
 class World:
     """What the ranks of GROUP do: member m holds this rank's tensor plus 10 * (m - own place)."""
 
+    not_in_place = {"all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor"}
+
     def __init__(self):
         self.deliver_late = 0  # asynchronous calls that have not been waited for
 
     def held_by(self, member, mine):
         return array(mine) + 10 * (member - GROUP.rank)
 
+    def result(self, values, mine, group, async_op):
+        """Of a function that is not in place: (tensor, handle)."""
+        require(mine.is_contiguous(), ValueError, "contiguous")
+        target = tensor(np.full(values.shape, UNTOUCHED), mine.dtype)
+        return target, self.answer(target, values, group, async_op)
+
     def answer(self, target, values, group, async_op):
         require(group == GROUP.name, ValueError, f"group {group}")
         require(target.shape == values.shape, ValueError, f"output {target.shape}, expected {values.shape}")
         return self._later([(target, values)]) if async_op else self._write(target, values)
 
+    def set_comm_ops_inplace(self, is_enable, func_list=None):
+        require(not is_enable and set(func_list) == self.not_in_place, ValueError, f"{func_list}")
+
     def all_reduce(self, tensor, op="sum", group=None, async_op=False):
         require(op in ("sum", "max", "min", "prod", "avg"), TypeError, f"op {op}")
         reduce = {"sum": np.sum, "max": np.max}[op]
         held = np.stack([self.held_by(member, tensor) for member in range(GROUP.size)])
-        return self.answer(tensor, reduce(held, axis=0), group, async_op)
+        return self.result(reduce(held, axis=0), tensor, group, async_op)
 
     def all_gather_into_tensor(self, output_tensor, input_tensor, group=None, async_op=False):
-        require(output_tensor.dtype == input_tensor.dtype, TypeError, "dtypes")
+        require(output_tensor is None and input_tensor.ndim > 0, ValueError, "not in place; an axis to gather along")
         values = np.concatenate([self.held_by(member, input_tensor) for member in range(GROUP.size)])
-        return self.answer(output_tensor, values, group, async_op)
+        return self.result(values, input_tensor, group, async_op)
 
     def reduce_scatter_tensor(self, output, input, op="sum", group=None, async_op=False):
-        require(output.dtype == input.dtype and input.shape[0] % GROUP.size == 0, ValueError, "shapes and dtypes")
+        require(output is None and input.shape[0] % GROUP.size == 0, ValueError, "not in place; shapes")
         total = sum(self.held_by(member, input) for member in range(GROUP.size))
-        return self.answer(output, np.split(total, GROUP.size)[GROUP.rank], group, async_op)
+        return self.result(np.split(total, GROUP.size)[GROUP.rank], input, group, async_op)
 
     def broadcast(self, tensor, src, group=None, async_op=False):
         require(src in GROUP.ranks, ValueError, f"src {src} is a global rank")
@@ -93,7 +104,7 @@ def world(monkeypatch):
     world, calls = World(), []
     emulators = {f"dist.{name}": getattr(world, name) for name in (
         "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "all_to_all", "batch_isend_irecv",
-        "barrier")}
+        "barrier", "set_comm_ops_inplace")}
     emulators |= {"mint.clone": lambda input: tensor(array(input), input.dtype),
                   "mint.empty": lambda *size, dtype: tensor(np.full(size[0], UNTOUCHED), dtype),
                   "communication.init": lambda name: require(name == "hccl", ValueError, name),

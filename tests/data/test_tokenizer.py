@@ -119,6 +119,22 @@ def test_ids_of_specials_come_from_the_config_when_it_has_them(ranks, tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("stated, expected", [(5, [5]), ([70, 7], [70, 7]), (None, None), ([], None)])
+def test_generation_config_names_the_stop_ids(ranks, tmp_path, stated, expected):
+    write_chatglm_tokenizer(tmp_path, ranks)
+    usual = load_tokenizer(tmp_path).stop_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated, "top_p": 0.8}))
+    assert load_tokenizer(tmp_path).stop_ids == (expected or usual)
+
+
+@pytest.mark.parametrize("stated", ["5", True, [5, 10**6], [-1], {"a": 1}])
+def test_stop_ids_that_are_none_of_the_tokenizer(ranks, tmp_path, stated):
+    write_chatglm_tokenizer(tmp_path, ranks)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id holds .* no id of the tokenizer"):
+        load_tokenizer(tmp_path)
+
+
 def test_without_a_config_the_order_of_glm4_is_assumed(ranks, tmp_path):
     write_chatglm_tokenizer(tmp_path, ranks)
     (tmp_path / "tokenizer_config.json").unlink()

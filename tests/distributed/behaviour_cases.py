@@ -12,6 +12,7 @@ from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import mccl
+from mindspeed_llm.training.passes import mean_loss
 from tests.golden.reference import Golden
 from tests.golden.trial import ADAMW, Trial
 
@@ -98,8 +99,6 @@ def evaluation_losses() -> dict:
     """Forward-only losses of an interleaved pipeline beside those of training."""
     trial = Trial(Golden(), ParallelConfig(pipeline_model_parallel_size=2, num_layers_per_virtual_pipeline_stage=1))
     trial.load()
-    programs = [trial._program(chunk) for chunk in trial.chunks]
-    outputs = forward_only(programs, trial.microbatches, trial.state.pp)
-    mean = sum(float(loss) for loss in outputs) / trial.microbatches
-    return {"forward_only": gradients.global_sum(mean, trial.state.pp, trial.state.dp) / trial.state.dp.size,
+    outputs = forward_only(trial.programs(), trial.microbatches, trial.state.pp)
+    return {"forward_only": mean_loss(outputs, trial.microbatches, trial.state),
             "training": trial.forward_backward()}

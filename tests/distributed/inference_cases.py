@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+from mindspeed_llm.generation.beam_search import beam_search
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import generate
 from mindspeed_llm.tasks.evaluation.job import run as evaluate
 from mindspeed_llm.tasks.inference import terminal
-from mindspeed_llm.tasks.inference.beam_search import beam_search
 from mindspeed_llm.tasks.inference.chat import Conversation
-from mindspeed_llm.tasks.inference.choosing import Sampling, greedy, sampler
-from mindspeed_llm.tasks.inference.decoding import Limits, generate
-from mindspeed_llm.tasks.inference.generator import Generator
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from tests.inference.tiny_job import configs
@@ -36,16 +36,19 @@ class SlowUser:
 
 def generation(loaded: Loaded) -> dict:
     """Everything that is generated: ids and texts."""
-    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, loaded.max_length)
+    generator = loaded.generator()
     prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
-    limits = Limits(10, frozenset(loaded.tokenizer.stop_ids))
+    config = GenerationConfig(10, frozenset(loaded.tokenizer.stop_ids), num_beams=3)
     prompts = [prompter.prompt(text) for text in PROMPTS]
-    result = {"greedy": [answer.ids for answer in generate(generator, prompts, greedy(), limits)]}
-    for name, sampling in (("top_k", Sampling(0.8, top_k=9)), ("top_p", Sampling(top_p=0.9))):
-        result[name] = [answer.ids for answer in generate(generator, prompts, sampler(sampling, 3), limits)]
-    result["beams"] = [beam.ids for beam in beam_search(generator, prompts[0], 3, limits)]
+    answers = generate(generator, prompts, replace(config, log_probs=True))
+    result = {"greedy": [answer.ids for answer in answers], "log_probs": [answer.log_probs for answer in answers]}
+    for name, sampling in (("top_k", {"temperature": 0.8, "top_k": 9}),
+                           ("top_p", {"top_p": 0.9, "repetition_penalty": 1.2})):
+        drawn = replace(config, do_sample=True, seed=3, **sampling)
+        result[name] = [answer.ids for answer in generate(generator, prompts, drawn)]
+    result["beams"] = [beam.ids for beam in beam_search(generator, prompts[0], config)]
     inbox = terminal.Inbox(loaded.state.world, SlowUser())
-    talk = Conversation(generator, prompter, greedy(), limits)
+    talk = Conversation(generator, prompter, config)
     while (question := inbox.read()) is not None:
         talk.ask(question)
     return result | {"chat": talk.turns}

@@ -47,11 +47,11 @@ def _run(folder: Path, flags: str, overflows: bool) -> dict:
     steps, final = [], {}
 
     def step(trainer: Trainer, rate: float):
-        before = _digests(trainer)
+        before = digests(trainer)
         with _infinities() if overflows and trainer.progress.iteration + 1 in FORCED else _nothing():
             loss, result, tokens = original(trainer, rate)
         final.clear()
-        final.update(_digests(trainer))
+        final.update(digests(trainer))
         steps.append({"loss": loss, "updated": result.updated, "unchanged": final == before,
                       "scale": trainer.scale.value, "skipped": trainer.skipped, "nans": trainer.nans,
                       "optimizer_steps": trainer.optimizer.step_count})
@@ -82,7 +82,7 @@ def _nothing():
     yield
 
 
-def _digests(trainer: Trainer) -> dict[str, str]:
+def digests(trainer: Trainer) -> dict[str, str]:
     """`{name and part of the whole tensor: digest of its bytes}`."""
     found = {}
     for parameters in (chunk.parameters for chunk in trainer.chunks):

@@ -21,7 +21,7 @@ def one_process(half_records):
 def over_limits(half_row, one_process):
     """`over_limits(row, seen)`: what the ranks of `row` saw, every distance over its limit."""
     def look(row, seen):
-        return excess(seen, half_row(baseline(row, HALF_PRECISION_ROWS))[0], limits(row, one_process(row.dtype)))
+        return excess(row, seen, half_row(baseline(row, HALF_PRECISION_ROWS))[0], limits(row, one_process(row.dtype)))
     return look
 
 

@@ -34,6 +34,14 @@ def test_generation_equals_one_process(results, case, what):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_log_probs_equal_one_process(results, case):
+    single, several = results
+    for ids, expected, found in zip(single["greedy"], single["log_probs"], several[CASES[case]]["log_probs"], strict=True):
+        assert len(found) == len(ids)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_mmlu_equals_one_process(results, case):
     single, several = results
     for subject, expected in single["mmlu"].items():

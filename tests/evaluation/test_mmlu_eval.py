@@ -14,7 +14,7 @@ from mindspeed_llm.tasks.evaluation.job import run
 from mindspeed_llm.tasks.evaluation.prompt_forms import Prompt
 from mindspeed_llm.tasks.evaluation.question_files import Question, Subject
 from mindspeed_llm.tasks.evaluation.results import SubjectResult, table
-from tests.inference.golden_model import full_logits, golden_generator
+from tests.generation.golden_model import full_logits, golden_generator
 from tests.inference.tiny_job import QUESTIONS, SUBJECTS, configs, write_job
 
 

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor
 
+from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import OptimizerConfig
 from mindspeed_llm.core import parallel_state
-from mindspeed_llm.core.gpt_model import Choice, GPTModel, hidden_shape
-from mindspeed_llm.core.optimizer import gradients
+from mindspeed_llm.core.gpt_model import Choice, GPTModel
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
-from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_backward
+from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
+from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import device
+from mindspeed_llm.training.objectives.objective import Sample
+from mindspeed_llm.training.objectives.pretraining import Pretraining
+from mindspeed_llm.training.passes import mean_loss, stage_programs
 from tests.golden.reference import Golden
 
 ADAMW = OptimizerConfig(lr=1e-3, lr_decay_style="constant", weight_decay=0.1, clip_grad=1.0)
@@ -52,12 +56,13 @@ class Trial:
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
                                 trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
-        mine = slice(self.state.dp.rank, None, self.state.dp.size)
-        self.ids, self.labels, self.lengths = (golden[key][mine] for key in ("ids", "labels", "lengths"))
-        self.cu_seqlens = golden["cu_seqlens"] if "cu_seqlens" in golden else None
-        if len(self.ids) % micro_batch:
-            raise ValueError(f"{len(self.ids)} rows per replica do not make micro-batches of {micro_batch}")
-        self.microbatches = len(self.ids) // micro_batch
+        rows = range(len(golden["ids"]))[self.state.dp.rank::self.state.dp.size]
+        if len(rows) % micro_batch:
+            raise ValueError(f"{len(rows)} rows per replica do not make micro-batches of {micro_batch}")
+        self.objective = Pretraining(Configs("pretrain", golden.model, parallel))
+        self.micro_batches = [self.objective.micro_batch([self._sample(row) for row in rows[start:start + micro_batch]])
+                              for start in range(0, len(rows), micro_batch)]
+        self.microbatches = len(self.micro_batches)
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
 
     def load(self) -> None:
@@ -73,10 +78,13 @@ class Trial:
 
     def forward_backward(self) -> float:
         """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
-        losses = forward_backward([self._program(chunk) for chunk in self.chunks], self.microbatches, self.state.pp,
+        losses = forward_backward(self.programs(), self.microbatches, self.state.pp,
                                   Tensor(np.float32(self.loss_scale)))
-        total = sum(float(loss) for loss in losses) / self.microbatches
-        return gradients.global_sum(total, self.state.pp, self.state.dp, self.state.cp) / self.state.dp.size
+        return mean_loss(losses, self.microbatches, self.state)
+
+    def programs(self) -> list[StageProgram]:
+        """What the chunks do with the batch's micro-batches."""
+        return stage_programs(self.objective, self.chunks, self.micro_batches)
 
     def adamw(self, steps: int) -> tuple[list[float], list[float]]:
         """Losses and gradient norms of AdamW steps from the recorded weights."""
@@ -138,27 +146,12 @@ class Trial:
         spec = parameters.specs[name]
         return (record or self.golden).local(kind, spec, self.state.tp.rank, self.state.tp.size).astype(np.float64)
 
-    def _program(self, chunk: GPTModel) -> StageProgram:
-        def rows(array: np.ndarray, number: int) -> Tensor:
-            part = array[number * self.micro_batch:(number + 1) * self.micro_batch, :length(number)]
-            return Tensor(np.ascontiguousarray(chunk.local_part(part.T)).astype(np.int32))
-
-        def length(number: int) -> int:
-            return int(self.lengths[number * self.micro_batch])
-
-        def forward(number: int, received: Tensor | None) -> Tensor:
-            context = chunk.training_context(length(number), self.cu_seqlens)
-            hidden = chunk.hidden_states(rows(self.ids, number) if chunk.first else received, context)
-            if not chunk.last:
-                return hidden
-            losses = chunk.token_losses(hidden, rows(self.labels, number))
-            return losses.sum() / (length(number) * self.micro_batch)
-
-        def input_shape(number: int) -> tuple[int, ...]:
-            local_length = length(number) // self.state.cp.size
-            return hidden_shape(self.golden.model, self.state, local_length, self.micro_batch)
-
-        return StageProgram(forward, input_shape, self.dtype)
+    def _sample(self, row: int) -> Sample:
+        """A row of this replica's part of the batch, as a data set gives it; every token counts."""
+        length = self.golden["lengths"][row]
+        sample = {"tokens": self.golden["ids"][row, :length], "labels": self.golden["labels"][row, :length],
+                  "loss_mask": np.ones(length, np.float32)}
+        return sample | ({"cu_seqlens": self.golden["cu_seqlens"]} if "cu_seqlens" in self.golden else {})
 
 
 def distance(got: np.ndarray, expected: np.ndarray) -> float:

@@ -6,12 +6,11 @@ import re
 import pytest
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import world
 from mindspeed_llm.tasks.inference import run
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.tasks.inference.choosing import greedy
-from mindspeed_llm.tasks.inference.decoding import Limits
-from mindspeed_llm.tasks.inference.generator import Generator
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -31,9 +30,9 @@ def loaded(folder):
 
 
 def conversation(loaded, max_length=None):
-    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, max_length or loaded.max_length)
+    generator = Generator([loaded.model], loaded.tokenizer.vocab_size, max_length or loaded.max_length)
     prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
-    return Conversation(generator, prompter, greedy(), Limits(6, frozenset(loaded.tokenizer.stop_ids)))
+    return Conversation(generator, prompter, GenerationConfig(6, frozenset(loaded.tokenizer.stop_ids)))
 
 
 def blocks(text):
@@ -72,6 +71,25 @@ def test_chat_template_and_plain_prompts_differ(loaded):
     assert chatted[-1] == tokenizer.special("<|assistant|>")
 
 
+def test_system_prompt_comes_first(loaded):
+    tokenizer = loaded.tokenizer
+    prompter = Prompter.of(loaded.configs, tokenizer, no_chat_template=False, system_prompt="A B")
+    plain = Prompter.of(loaded.configs, tokenizer, no_chat_template=False)
+    system = [tokenizer.special("<|system|>"), *tokenizer.encode("\nA B")]
+    for turns in (["A. one"], ["A. one", "B", "C"]):
+        prefix = len(tokenizer.bos_prefix)
+        assert prompter.conversation(turns) == [*tokenizer.bos_prefix, *system, *plain.conversation(turns)[prefix:]]
+
+
+def test_job_takes_the_system_prompt(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mindspeed_llm.tasks.inference.job.Job.generate", lambda job, task: seen.append(job._prompts))
+    for flags in ((), ("--system-prompt", "A B")):
+        run(configs("inference", folder, "--prompt", "A. one", *flags))
+    ((plain,), (told,)) = seen
+    assert len(told) > len(plain) and told[-5:] == plain[-5:]
+
+
 def test_conversation_continues_from_its_cache(loaded):
     """The second answer out of the cache is the one that a fresh pass over the whole conversation gives."""
     talk = conversation(loaded)
@@ -93,13 +111,14 @@ def test_conversation_drops_its_oldest_turns(loaded):
     assert len(talk.turns) < 8
 
 
-def test_chat_commands(loaded, capsys):
+@pytest.mark.parametrize(("clear", "leave"), [("/clear", "/exit"), ("clear", "exit"), ("new", "quit"), ("new", "q")])
+def test_chat_commands(loaded, capsys, clear, leave):
     talk = conversation(loaded)
-    stdin = io.StringIO("A. one\n\n/clear\nB. two\n/help\n" + "word " * 400 + "\n/exit\nnever read\n")
+    stdin = io.StringIO(f"A. one\n\n{clear}\nB. two\n/help\n" + "word " * 400 + f"\n{leave}\nnever read\n")
     chat(talk, Inbox(world(), stdin), speaks=True)
     out = capsys.readouterr().out
     assert out.count("MindSpeed-LLM: ") == 3
-    assert "(forgotten)" in out and out.count("/clear forgets") == 2
+    assert "(forgotten)" in out and out.count("new forgets") == 2
     assert re.search(r"\(the prompt has \d+ tokens", out)
     assert talk.turns[0] == "B. two" and len(talk.turns) == 2
     assert stdin.read() == "never read\n"

@@ -99,7 +99,7 @@ def test_rope(cpu, S, B, N, D, R, dtype):
                                          (0, 1, 2, 2, 8, 4)])
 def test_qkv_rope(cpu, S, B, G, n, D, R, dtype):
     rng = np.random.default_rng(S + D)
-    qkv, qkv64 = random(rng, (S, B, G * (n + 2) * D), dtype)
+    qkv, qkv64 = random(rng, (S * B, G * (n + 2) * D), dtype)
     cos, c64 = random(rng, (S, R // 2))
     sin, s64 = random(rng, (S, R // 2))
     heads = qkv64.reshape(S, B, G, n + 2, D)

@@ -21,7 +21,7 @@ def everything(backend, dtype):
     """Results of all kernels on one set of inputs, as numpy arrays."""
     rng = np.random.default_rng(11)
     S, B, G, n, D, V = 203, 2, 2, 3, 32, 517
-    x, qkv = random(rng, (S, B, 190), dtype)[0], random(rng, (S, B, G * (n + 2) * D), dtype)[0]
+    x, qkv = random(rng, (S, B, 190), dtype)[0], random(rng, (S * B, G * (n + 2) * D), dtype)[0]
     cos, sin = (random(rng, (S, D // 4))[0] for _ in range(2))
     weight, row, bias = (random(rng, shape, dtype)[0] for shape in ((V, 190), (190,), (V,)))
     ids, labels = (Tensor(rng.integers(0, V, shape).astype(np.int32)) for shape in ((S, B), (S * B,)))

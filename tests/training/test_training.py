@@ -1,5 +1,6 @@
 """Training in one process: the loss falls, resuming changes nothing, the lines that tools parse keep their form."""
 
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.structure import model_specs
+from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.training.loss_scale import GROWTH_INTERVAL, LossScale
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
 
@@ -105,12 +107,49 @@ def test_validation_loss_is_reported(train, capsys):
     assert float(lines[1][1]) < float(lines[0][1])
 
 
-def test_instruction_data_trains_on_answers_only(train, tmp_path, capsys):
-    prefix = tmp_path / "tune"
+SAMPLE = re.compile(r'^ validation sample (\d) at iteration (\d+) \| prompt: ("(?:[^"\\]|\\.)*") \| '
+                    r'continuation: ("(?:[^"\\]|\\.)*") \|$', re.MULTILINE)
+
+
+def test_validation_shows_what_the_model_says(train, tmp_path, capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_text", lambda self, *entry: written.append(entry))
+    flags = ("--eval-iters", 1, "--eval-interval", 3, "--split", "90,10,0", "--train-iters", 6)
+    train(*flags, "--eval-generate", 2, "--tensorboard-dir", tmp_path / "tb", "--save", tmp_path / "shown")
+    shown = capsys.readouterr().out
+    train(*flags, "--save", tmp_path / "silent")
+    silent = capsys.readouterr().out
+    found = SAMPLE.findall(shown)
+    assert [(number, iteration) for number, iteration, _, _ in found] == [("1", "3"), ("2", "3"), ("1", "6"), ("2", "6")]
+    assert found[0][2] == found[2][2] != found[1][2]
+    assert all(json.loads(text) for _, _, *texts in found for text in texts)
+    assert [(tag, iteration) for tag, _, iteration in written] == [(f"validation sample {n}", i)
+                                                                   for i in (3, 6) for n in (1, 2)]
+    assert losses(shown) == losses(silent) and "validation sample" not in silent
+    first, second = weights(tmp_path / "shown"), weights(tmp_path / "silent")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def write_instruction_rows(prefix):
     rows = [np.full(20 + n, 7) for n in range(12)]
     write_documents(f"{prefix}_packed_input_ids_document", rows)
     write_documents(f"{prefix}_packed_attention_mask_document", [np.ones_like(row) for row in rows])
     write_documents(f"{prefix}_packed_labels_document", [np.where(np.arange(row.size) < 15, -100, 9) for row in rows])
+    return prefix
+
+
+def test_prompts_of_instruction_data_end_where_the_answer_begins(train, tokenizer_dir, tmp_path, capsys):
+    train("--stage", "sft", "--is-instruction-dataset", "--no-pad-to-seq-lengths", "--data-path",
+          write_instruction_rows(tmp_path / "tune"), "--split", "50,50,0", "--eval-iters", 1, "--eval-interval", 30,
+          "--train-iters", 30, "--eval-generate", 1)
+    ((_, _, prompt, continuation),) = SAMPLE.findall(capsys.readouterr().out)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    assert json.loads(prompt) == tokenizer.decode(15 * [7])
+    assert set(json.loads(continuation)) == {tokenizer.decode([9])}
+
+
+def test_instruction_data_trains_on_answers_only(train, tmp_path, capsys):
+    prefix = write_instruction_rows(tmp_path / "tune")
     train("--stage", "sft", "--is-instruction-dataset", "--variable-seq-lengths", "--no-pad-to-seq-lengths",
           "--prompt-type", "glm4", "--data-path", prefix, "--train-iters", 30)
     found = losses(capsys.readouterr().out)

@@ -1,8 +1,8 @@
 """One transformer layer of GLM4: attention and MLP with their norms and residuals.
 
 Shapes: S sequence (S/T between parallel layers under sequence parallelism), B batch, H hidden, N heads, G query groups,
-D head width; N and G are this rank's. Inside a layer activations are rows, `(S * B, ...)`, except in attention:
-products want two axes, and turning them into two is a call of its own for every operand.
+D head width; N and G are this rank's. Activations are rows, `(S * B, ...)`, except in attention: products want two axes,
+and turning them into two is a call of its own for every operand.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Attention(Part):
         """Rows `x (S * B, H)` -> rows; S cut under sequence parallelism."""
         heads, dim = self.model.local_heads(self.state.tp.size), self.model.kv_channels
         qkv = self.linear_qkv(x)
-        qkv = qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1])
         if self.q_layernorm is None:
             q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, heads.groups, heads.per_group, dim)
         else:
-            q_SBND, k_SBGD, v_SBGD = kernels.split_qkv(qkv, heads.groups, heads.per_group, dim)
+            q_SBND, k_SBGD, v_SBGD = kernels.split_qkv(
+                qkv.reshape(context.cos.shape[0], -1, qkv.shape[-1]), heads.groups, heads.per_group, dim)
             q_SBND = kernels.rope(self.q_layernorm(q_SBND), context.cos, context.sin)
             k_SBGD = kernels.rope(self.k_layernorm(k_SBGD), context.cos, context.sin)
         out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
@@ -99,7 +99,7 @@ class MLP(Part):
 
 
 class TransformerLayer(Part):
-    """`hidden (S, B, H) -> (S, B, H)`. Pre-norm; GLM-4-0414 also norms what each branch adds."""
+    """Rows `(S * B, H)` -> rows. Pre-norm; GLM-4-0414 also norms what each branch adds."""
 
     def __init__(self, model: ModelConfig, number: int) -> None:
         self.prefix = prefix = f"decoder.layers.{number}."
@@ -114,13 +114,13 @@ class TransformerLayer(Part):
         self.mlp = MLP(model, number, prefix + "mlp")
         self.post_mlp_layernorm = norm("post_mlp_layernorm") if model.post_norm else None
 
-    def __call__(self, hidden: Tensor, context: ForwardContext) -> Tensor:
-        """The layer's output."""
-        shape = hidden.shape
-        hidden, normed = self.input_layernorm.add(hidden.reshape(-1, shape[-1]), None)
+    def __call__(self, hidden: Tensor, branch: Tensor | None, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        """The layer's input is `hidden + branch` (`hidden` without one), its output the sum of the two that it returns: the
+        next layer adds them together with its norm.
+        """
+        hidden, normed = self.input_layernorm.add(hidden, branch)
         branch = self.self_attention(normed, context)
         branch = self.post_self_attn_layernorm(branch) if self.post_self_attn_layernorm else branch
         hidden, normed = self.pre_mlp_layernorm.add(hidden, branch)
         branch = self.mlp(normed)
-        branch = self.post_mlp_layernorm(branch) if self.post_mlp_layernorm else branch
-        return kernels.add(hidden, branch).reshape(shape)
+        return hidden, self.post_mlp_layernorm(branch) if self.post_mlp_layernorm else branch

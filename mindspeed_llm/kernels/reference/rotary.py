@@ -24,12 +24,14 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
 
 def qkv_rope_fwd(qkv: Tensor, cos: Tensor, sin: Tensor, groups: int, heads_per_group: int,
                  head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split `qkv (S, B, groups * (heads_per_group + 2) * head_dim)`, per group [q.. k v], and rotate q and k.
+    """Split rows `qkv (S * B, groups * (heads_per_group + 2) * head_dim)`, per group [q.. k v], and rotate q and k by
+    `cos, sin (S, R/2)`.
 
     Returns q `(S, B, groups * heads_per_group, head_dim)`, k and v `(S, B, groups, head_dim)`.
     """
-    seq, batch = qkv.shape[:2]
-    grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
+    seq = cos.shape[0]
+    grouped = qkv.reshape(seq, -1, groups, heads_per_group + 2, head_dim)
+    batch = grouped.shape[1]
     q = grouped[:, :, :, :heads_per_group].reshape(seq, batch, groups * heads_per_group, head_dim)
     k, v = grouped[:, :, :, heads_per_group], grouped[:, :, :, heads_per_group + 1]
     return rope(q, cos, sin), rope(k, cos, sin), v
@@ -41,4 +43,4 @@ def qkv_rope_bwd(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, g
     seq, batch = dq.shape[:2]
     dq = rope(dq, cos, sin, inverse=True).reshape(seq, batch, groups, heads_per_group, head_dim)
     dk = rope(dk, cos, sin, inverse=True)
-    return mint.cat((dq, dk.expand_dims(3), dv.expand_dims(3)), dim=3).reshape(seq, batch, -1)
+    return mint.cat((dq, dk.expand_dims(3), dv.expand_dims(3)), dim=3).reshape(seq * batch, -1)

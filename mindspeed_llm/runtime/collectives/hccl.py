@@ -1,10 +1,14 @@
-"""Collectives on Ascend: MindSpore's documented `mint.distributed` calls over HCCL, one each."""
+"""Collectives on Ascend: MindSpore's documented `ops.communication` calls over HCCL, one each.
+
+Reductions and gathers give back a new tensor, which MindSpore documents as the way of these functions that is not in
+place: one call from Python, where filling a tensor is two. The other functions work in place only.
+"""
 
 import sys
 from types import ModuleType
 
 from mindspore import Tensor, communication, mint
-from mindspore.mint import distributed as dist
+from mindspore.ops import communication as dist
 
 from mindspeed_llm.runtime.collectives import Group
 
@@ -14,6 +18,7 @@ WORLD = "hccl_world_group"
 def init() -> tuple[int, int]:
     """Join the job; returns (rank, world size)."""
     communication.init("hccl")
+    dist.set_comm_ops_inplace(False, ["all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor"])
     return communication.get_rank(), communication.get_group_size()
 
 
@@ -29,9 +34,7 @@ def create_group(name: str, ranks: tuple[int, ...]) -> None:
 
 def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
     """See the package."""
-    result = mint.clone(tensor)
-    dist.all_reduce(result, op=op, group=group.name)
-    return result
+    return dist.all_reduce(tensor.contiguous(), op=op, group=group.name)[0]
 
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
@@ -46,8 +49,7 @@ def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
 
 def start_all_reduce(tensor: Tensor, group: Group):
     """See the package."""
-    result = mint.clone(tensor)
-    return result, dist.all_reduce(result, group=group.name, async_op=True)
+    return dist.all_reduce(tensor.contiguous(), group=group.name, async_op=True)
 
 
 def start_all_gather(tensor: Tensor, group: Group):
@@ -99,12 +101,10 @@ def barrier(group: Group) -> None:
 
 def _all_gather(tensor: Tensor, group: Group, async_op: bool):
     """(result, handle to wait for or None)."""
-    tensor = tensor if tensor.ndim else tensor.reshape(1)
-    result = mint.empty((group.size * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype)
-    return result, dist.all_gather_into_tensor(result, tensor.contiguous(), group=group.name, async_op=async_op)
+    tensor = tensor.contiguous() if tensor.ndim else tensor.reshape(1)
+    return dist.all_gather_into_tensor(None, tensor, group=group.name, async_op=async_op)
 
 
 def _reduce_scatter(tensor: Tensor, group: Group, async_op: bool):
     """(result, handle to wait for or None)."""
-    result = mint.empty((tensor.shape[0] // group.size, *tensor.shape[1:]), dtype=tensor.dtype)
-    return result, dist.reduce_scatter_tensor(result, tensor.contiguous(), group=group.name, async_op=async_op)
+    return dist.reduce_scatter_tensor(None, tensor.contiguous(), group=group.name, async_op=async_op)

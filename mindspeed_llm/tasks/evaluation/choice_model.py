@@ -7,11 +7,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
+from mindspeed_llm.generation.generator import Generator, Pass
+from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
 from mindspeed_llm.runtime.collectives import all_gather, all_reduce
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.tasks.evaluation.prompt_forms import common_prefix
-from mindspeed_llm.tasks.inference.generator import Generator, Pass
-from mindspeed_llm.tasks.inference.kv_cache import KVCache, SharedPrefix
 
 
 class ChoiceModel(Protocol):
@@ -58,11 +58,11 @@ class ParallelChoiceModel:
         passes = []
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start:start + self._batch_size]
-            passes.append(Pass([SharedPrefix(prefix) for _ in batch], [ids[shared:] for ids in batch],
-                               list(range(len(batch)))))
+            passes.append(Pass([SharedPrefix(prefix) for _ in batch], [shared] * len(batch),
+                               [ids[shared:] for ids in batch], list(range(len(batch)))))
         found = self._generator.run(passes, lambda logits: self._pick(logits, choices))
         shape = (len(prompts), len(choices))
-        return self._generator.agree(found, shape).copy().view(np.float32)
+        return self._generator.from_last_stage(found, shape).copy().view(np.float32)
 
     def _pick(self, logits: Tensor, choices: Sequence[int]) -> np.ndarray:
         """The choices' logits `(rows, choices)` out of this rank's shard `(rows, 1, V/T)` and the others'."""

@@ -10,7 +10,6 @@ from mindspeed_llm.tasks.evaluation.eval_impl import mmlu_eval
 from mindspeed_llm.tasks.evaluation.prompt_forms import ALTERNATIVE, STANDARD, PromptWriter
 from mindspeed_llm.tasks.evaluation.question_files import Subject, read_subjects
 from mindspeed_llm.tasks.evaluation.results import SubjectResult, write_results
-from mindspeed_llm.tasks.inference.generator import Generator
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import broadcast_text
@@ -34,8 +33,7 @@ def run(configs: Configs) -> list[SubjectResult]:
     template = Prompter.of(configs, loaded.tokenizer, config.no_chat_template).template
     writer = PromptWriter(loaded.tokenizer, template, ALTERNATIVE if config.alternative_prompt else STANDARD,
                           loaded.max_length)
-    generator = Generator(loaded.model, loaded.tokenizer.vocab_size, loaded.max_length)
-    model = ParallelChoiceModel(generator, config.evaluation_batch_size)
+    model = ParallelChoiceModel(loaded.generator(), config.evaluation_batch_size)
     results = TASKS[config.task](subjects, model, writer, loaded.is_rank_0)
     if config.output_dir and loaded.is_rank_0:
         settings = {"load": configs.checkpoint.load, "num_shots": config.num_shots,

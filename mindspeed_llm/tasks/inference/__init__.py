@@ -1,4 +1,4 @@
-"""Generation: KV cache, choosing tokens, beam search, chat, streaming (`inference.py`)."""
+"""Generation as a job: prompts, chat, streaming (`inference.py`)."""
 
 from mindspeed_llm.config.command_line import Configs
 

@@ -3,22 +3,25 @@
 import sys
 from collections.abc import Sequence
 
-from mindspeed_llm.tasks.inference.choosing import Chooser
-from mindspeed_llm.tasks.inference.decoding import Limits, continue_from
-from mindspeed_llm.tasks.inference.generator import Generator, PromptLengthError
-from mindspeed_llm.tasks.inference.kv_cache import KVCache
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import continue_from
+from mindspeed_llm.generation.generator import Generator, PromptLengthError
+from mindspeed_llm.generation.kv_cache import KVCache
+from mindspeed_llm.generation.sampling import sampler
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
 
-HELP = "Commands: /clear forgets the conversation, /exit ends it (so does the end of the input), /help."
+EXIT, CLEAR = ("/exit", "exit", "quit", "q"), ("/clear", "clear", "new")
+HELP = (f"Commands: {', '.join(CLEAR)} forgets the conversation; {', '.join(EXIT)} ends it (so does the end of the "
+        "input); /help.")
 
 
 class Conversation:
     """What was said, and a cache of the tokens that the model has been through."""
 
-    def __init__(self, generator: Generator, prompter: Prompter, choose: Chooser, limits: Limits) -> None:
+    def __init__(self, generator: Generator, prompter: Prompter, config: GenerationConfig) -> None:
         self._generator, self.prompter = generator, prompter
-        self._choose, self._limits = choose, limits
+        self._config, self._sample = config, sampler(config)
         self.clear()
 
     def clear(self) -> None:
@@ -37,7 +40,8 @@ class Conversation:
         self._cache.truncate(same)
         logits = self._generator.extend([self._cache], [prompt[same:]])
         on_token = None if speaker is None else lambda _, token: speaker.push(token)
-        (answer,) = continue_from(self._generator, [self._cache], logits, self._choose, self._limits, on_token)
+        (answer,) = continue_from(self._generator, [self._cache], [prompt], logits, self._sample, self._config,
+                                  on_token)
         if speaker is not None:
             speaker.finish()
         self._cached = [*prompt, *answer.ids][:self._cache.length]
@@ -56,7 +60,7 @@ class Conversation:
 
 
 def chat(conversation: Conversation, inbox: Inbox, speaks: bool) -> None:
-    """Talk until /exit or the end of the input. All ranks run this; the one that `speaks` writes to stdout."""
+    """Talk until a word of EXIT or the end of the input. All ranks run this; the one that `speaks` writes to stdout."""
 
     def show(text: str, end: str = "\n") -> None:
         if speaks:
@@ -67,11 +71,11 @@ def chat(conversation: Conversation, inbox: Inbox, speaks: bool) -> None:
     while True:
         show("You: ", end="")
         line = inbox.read()
-        if line is None or line.strip() == "/exit":
+        if line is None or line.strip() in EXIT:
             show("", end="\n" if line is None else "")
             return
         question = line.strip()
-        if question == "/clear":
+        if question in CLEAR:
             conversation.clear()
             show("(forgotten)")
         elif question == "/help":

@@ -1,4 +1,4 @@
-"""What `inference.py` does: the tasks of `--task` in turn, over the prompts of `--prompt`.
+"""What `inference.py` does: the tasks of `--task` in turn, over the prompts of `--prompt` or `--prompt-file`.
 
 Rank 0 prints, for every task but chat and every prompt, a block of this form (stdout)::
 
@@ -12,10 +12,14 @@ Rank 0 prints, for every task but chat and every prompt, a block of this form (s
     elapsed: 1.23 s | new tokens: 45 | tokens/s: 36.6 | ended by: stop
 
 The titles are `Greedy Search`, `Do Sample` and `Beam Search`. With a single prompt the answer appears as it is
-generated (beam search excepted: its answer is known at the end). Several prompts run together; the numbers then are
-those of all of them, printed once after the last block. `ended by` is `stop` (the model's stop token), `length`
-(--max-new-tokens) or `positions` (the longest sequence that the model takes). A beam search has `score` there, the mean
-log-probability of the answer's tokens.
+generated (beam search excepted: its answer is known at the end). Several prompts run together, up to TOGETHER at a
+time; the numbers then are those of all of them, printed once after the last block. `ended by` is `stop` (the model's
+stop token), `length` (--max-new-tokens) or `positions` (the longest sequence that the model takes). A beam search has
+`score` there, the mean log-probability of the answer's tokens.
+
+With `--output` rank 0 also writes a JSON line for every task but chat and every prompt: `task`, `prompt`, `text`,
+`ids`, `log_probs` (of each id, see `decoding.Answer` and `beam_search.Hypothesis`), `finish_reason` (as `ended by`),
+and `score` of a beam search.
 
 `chat` samples when --temperature, --top-k or --top-p is given, and takes the likeliest token otherwise. Data-parallel
 replicas (more ranks than TP x PP) repeat the same work.
@@ -23,14 +27,16 @@ replicas (more ranks than TP x PP) repeat the same work.
 
 import sys
 import time
+from collections.abc import Sequence
 
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.generation.beam_search import Hypothesis, beam_search
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import Answer, generate
+from mindspeed_llm.generation.generator import PromptLengthError
 from mindspeed_llm.runtime.collectives import barrier
-from mindspeed_llm.tasks.inference.beam_search import beam_search
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.tasks.inference.choosing import Chooser, Sampling, greedy, sampler
-from mindspeed_llm.tasks.inference.decoding import Answer, Limits, generate
-from mindspeed_llm.tasks.inference.generator import Generator
+from mindspeed_llm.tasks.inference.files import AnswerFile, check_output, read_prompts
 from mindspeed_llm.tasks.inference.loading import Loaded, load, report_once
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -38,18 +44,25 @@ from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
 DEFAULT_PROMPTS = ("What is the capital of France?", "Explain in one sentence why the sky is blue.",
                    "请用一句话介绍北京。")
 
+TOGETHER = 32  # prompts whose caches are in memory at a time
+
 _TITLES = {"greedy": "Greedy Search", "do_sample": "Do Sample", "beam_search": "Beam Search"}
 _RULE = "=" * 15
 
 
 def run(configs: Configs) -> None:
     """Load the model and run every task. Raises UserError or FileNotFoundError with what to put right."""
+    config = configs.inference
+    # before the model: a wrong file should not cost the time of loading
+    texts = read_prompts(config.prompt_file) if config.prompt_file else config.prompts or DEFAULT_PROMPTS
+    if config.output:
+        check_output(config.output)
     loaded = load(configs)
     if loaded.state.dp.size > 1:
         report_once(loaded.state, f"{loaded.state.dp.size} data-parallel replicas repeat the same work: TP x PP ranks "
                                   "would do")
-    job = Job(loaded)
-    for task in configs.inference.task:
+    job = Job(loaded, texts)
+    for task in config.task:
         if task == "chat":
             job.chat()
         elif task == "beam_search":
@@ -62,58 +75,74 @@ def run(configs: Configs) -> None:
 class Job:
     """A loaded model and the prompts of one command line. Raises UserError for a prompt that is too long."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, texts: Sequence[str]) -> None:
         self._config = loaded.configs.inference
         self._explicit, self._seed = loaded.configs.explicit, loaded.configs.train.seed
         self._speaks = loaded.is_rank_0
         self._tokenizer, self._world = loaded.tokenizer, loaded.state.world
-        self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template)
-        self._generator = Generator(loaded.model, loaded.tokenizer.vocab_size, loaded.max_length)
-        self._limits = Limits(self._config.max_new_tokens, frozenset(loaded.tokenizer.stop_ids))
-        self._texts = self._config.prompts or DEFAULT_PROMPTS
-        self._prompts = [self._prompter.prompt(text) for text in self._texts]
-        for prompt in self._prompts:
-            self._generator.check_length(prompt)
+        self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template,
+                                     self._config.system_prompt)
+        self._generator = loaded.generator()
+        self._texts = texts
+        self._prompts = [self._prompter.prompt(text) for text in texts]
+        for number, prompt in enumerate(self._prompts, start=1):
+            try:
+                self._generator.check_length(prompt)
+            except PromptLengthError as problem:
+                raise PromptLengthError(f"prompt {number}: {problem}") from None
+        self._file = AnswerFile(self._config.output) if self._config.output and self._speaks else None
 
     def generate(self, task: str) -> None:
-        """Greedy search or sampling for all prompts together."""
+        """Greedy search or sampling for all prompts, TOGETHER at a time."""
         started, single = time.time(), len(self._prompts) == 1
         speaker = Speaker(self._tokenizer, sys.stdout) if single and self._speaks else None
         if single:
             self._open_block(task, self._texts[0])
         on_token = None if speaker is None else lambda _, token: speaker.push(token)
-        answers = generate(self._generator, self._prompts, self._chooser(task), self._limits, on_token)
-        if speaker is not None:
-            speaker.finish()
-        if not single:
-            for text, answer in zip(self._texts, answers, strict=True):
-                self._open_block(task, text)
-                self._print(self._prompter.text(answer.ids))
+        answers: list[Answer] = []
+        for first in range(0, len(self._prompts), TOGETHER):
+            group = slice(first, first + TOGETHER)
+            answers += generate(self._generator, self._prompts[group], self._how(task), on_token, first)
+            for text, answer in zip(self._texts[group], answers[group], strict=True):
+                if not single:
+                    self._open_block(task, text)
+                    self._print(self._prompter.text(answer.ids))
+                elif speaker is not None:
+                    speaker.finish()
                 self._close_block(task)
-        else:
-            self._close_block(task)
+            self._record(task, self._texts[group], answers[group])
         self._print(_summary(answers, time.time() - started))
 
     def beam_search(self) -> None:
         """Beam search, prompt after prompt."""
         for text, prompt in zip(self._texts, self._prompts, strict=True):
             started = time.time()
-            best = beam_search(self._generator, prompt, self._config.num_beams, self._limits)[0]
+            best = beam_search(self._generator, prompt, self._how("beam_search"))[0]
             self._open_block("beam_search", text)
             self._print(self._prompter.text(best.ids))
             self._close_block("beam_search")
             self._print(f"elapsed: {time.time() - started:.2f} s | new tokens: {len(best.ids)} | "
                         f"score: {best.score:.4f}")
+            self._record("beam_search", [text], [best])
 
     def chat(self) -> None:
         """A conversation over rank 0's standard input."""
         reshaped = self._explicit & {"temperature", "top_k", "top_p"}
-        choose = self._chooser("do_sample" if reshaped else "greedy")
-        conversation = Conversation(self._generator, self._prompter, choose, self._limits)
+        conversation = Conversation(self._generator, self._prompter, self._how("do_sample" if reshaped else "greedy"))
         chat(conversation, Inbox(self._world), self._speaks)
 
-    def _chooser(self, task: str) -> Chooser:
-        return greedy() if task == "greedy" else sampler(Sampling.of(self._config), self._seed)
+    def _how(self, task: str) -> GenerationConfig:
+        config = self._config
+        return GenerationConfig(config.max_new_tokens, frozenset(self._tokenizer.stop_ids), task == "do_sample",
+                                config.temperature, config.top_k, config.top_p, self._seed, config.num_beams,
+                                config.repetition_penalty, log_probs=bool(config.output))
+
+    def _record(self, task: str, texts: Sequence[str], answers: Sequence[Answer | Hypothesis]) -> None:
+        if self._file is not None:
+            self._file.add([{"task": task, "prompt": text, "text": self._prompter.text(answer.ids), "ids": answer.ids,
+                             "log_probs": answer.log_probs, "finish_reason": answer.reason}
+                            | ({"score": answer.score} if isinstance(answer, Hypothesis) else {})
+                            for text, answer in zip(texts, answers, strict=True)])
 
     def _open_block(self, task: str, prompt: str) -> None:
         self._print(f"{_RULE} {_TITLES[task]} {_RULE}\nYou:\n{prompt}\n\nMindSpeed-LLM:")

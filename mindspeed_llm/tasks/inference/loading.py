@@ -15,9 +15,10 @@ from mindspeed_llm.config.shape import resolve
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime import device
-from mindspeed_llm.training import session
-from mindspeed_llm.training.checkpointing import load_weights, loaded_line
+from mindspeed_llm.session import join_job, start_session
+from mindspeed_llm.session.weights import load_weights, loaded_line
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Loaded:
         """Longest sequence, in tokens: --seq-length where given, else the model's maximum positions."""
         return self.configs.train.seq_length
 
+    def generator(self) -> Generator:
+        """The model as a generator."""
+        return Generator([self.model], self.tokenizer.vocab_size, self.max_length)
+
 
 def load(configs: Configs) -> Loaded:
     """Set up this process and load `--load` under the asked parallel sizes; rank 0 prints what was chosen.
@@ -46,7 +51,7 @@ def load(configs: Configs) -> Loaded:
     The model's shape and rotary base come from the checkpoint's metadata. Raises UserError or FileNotFoundError when
     there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
     """
-    session.join(configs.train.seed, configs.parallel)
+    join_job(configs.train.seed, configs.parallel)
     checkpoint = require_checkpoint(configs.checkpoint.load)
     configs = _with_checkpoint(configs, checkpoint)
     data, dtype = configs.data, configs.train.params_dtype
@@ -55,14 +60,14 @@ def load(configs: Configs) -> Loaded:
         raise UserError(f"the tokenizer {data.tokenizer_name_or_path} has {tokenizer.vocab_size} ids, but the model of "
                         f"{checkpoint.directory} only {configs.model.padded_vocab_size}: give the model's own "
                         "tokenizer")
-    rank = session.start(configs.model, configs.parallel, dtype, configs.notes)
-    start = time.time()
-    model = GPTModel(configs.model, configs.parallel, rank.state, device.dtype(dtype), trainable=False)
+    session = start_session(configs.model, configs.parallel, dtype, configs.notes)
+    started = time.time()
+    model = GPTModel(configs.model, configs.parallel, session.state, device.dtype(dtype), trainable=False)
     load_weights([model], checkpoint, dtype)
     checkpoint.close()
-    rank.say(loaded_line(configs.checkpoint.load, checkpoint.iteration, checkpoint.iteration)
-             + f" ({time.time() - start:.1f} s)")
-    return Loaded(configs, rank.state, model, tokenizer)
+    session.say(loaded_line(configs.checkpoint.load, checkpoint.iteration, checkpoint.iteration)
+             + f" ({time.time() - started:.1f} s)")
+    return Loaded(configs, session.state, model, tokenizer)
 
 
 def require_checkpoint(load_dir: str | None) -> Checkpoint:

@@ -16,15 +16,15 @@ class Prompter:
     Either way the ids begin with the tokenizer's prefix (`[gMASK]<sop>`), without which GLM4 does badly.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None) -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: Tokenizer, template: Template | None, system_prompt: str = "") -> None:
+        self.tokenizer, self.template, self._system_prompt = tokenizer, template, system_prompt
 
     @classmethod
-    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool) -> "Prompter":
+    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "") -> "Prompter":
         """What the command line says. Raises UserError for an unknown template."""
         data = configs.data
         template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
-        return cls(tokenizer, template)
+        return cls(tokenizer, template, system_prompt)
 
     def prompt(self, text: str) -> list[int]:
         """Ids of one question."""
@@ -35,7 +35,7 @@ class Prompter:
         if self.template is None:
             return self.tokenizer.encode("\n".join(turns), add_special=True)
         messages = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)]
-        return self.template.encode_prompt(self.tokenizer, messages)
+        return self.template.encode_prompt(self.tokenizer, messages, self._system_prompt)
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's text; white space at its start belongs to the template."""

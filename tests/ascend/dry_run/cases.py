@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -22,11 +23,12 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.tensor_parallel import cross_entropy
+from mindspeed_llm.generation.generator import Generator, Pass
+from mindspeed_llm.generation.kv_cache import SharedPrefix
 from mindspeed_llm.runtime import autograd, collectives, device
 from mindspeed_llm.runtime.memory import from_numpy
-from mindspeed_llm.tasks.inference.generator import Generator, Pass
-from mindspeed_llm.tasks.inference.kv_cache import SharedPrefix
 from mindspeed_llm.training import batches
+from mindspeed_llm.training.batches import MicroBatch
 
 TINY = ("--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 8 --group-query-attention "
         "--num-query-groups 2 --kv-channels 16 --add-qkv-bias --swiglu --padded-vocab-size 128 --seq-length 64 "
@@ -36,6 +38,7 @@ SP, ZERO = "--sequence-parallel", "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
 TP, PP, CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
 FULL = "--recompute-granularity full --recompute-method"
+ULYSSES = "--context-parallel-algo ulysses_cp_algo"
 
 # One iteration each, on 8 ranks; what the sizes leave is data parallel.
 LAYOUTS = {
@@ -52,19 +55,33 @@ LAYOUTS = {
     "cp2 ring": f"--bf16 {CP} 2 --use-cp-send-recv-overlap {ZERO}",
     "cp4 ring": f"--bf16 {CP} 4 {ZERO}",
     "cp2 ring fp32": f"{CP} 2",
-    "cp2 ulysses": f"--bf16 {CP} 2 --context-parallel-algo ulysses_cp_algo",
+    "cp2 ulysses": f"--bf16 {CP} 2 {ULYSSES}",
+    "cp4 ulysses": f"--bf16 {CP} 4 {ULYSSES} {ZERO}",
+    "dp, packed": "--bf16",
+    "cp2 ring, packed": f"--bf16 {CP} 2",
+    "cp2 ulysses, packed": f"--bf16 {CP} 2 {ULYSSES}",
     "selective": "--bf16 --recompute-granularity selective",
     "block": f"--bf16 {PP} 2 {FULL} block --recompute-num-layers 1",
     "uniform": f"--bf16 {TP} 2 {SP} {FULL} uniform --recompute-num-layers 2",
     "tp2 sp pp2 cp2": f"--bf16 {TP} 2 {SP} {PP} 2 {CP} 2 {OVERLAP} {FULL} block --recompute-num-layers 1",
     "post norm": f"--bf16 --post-norm {TP} 2 {SP}",
+    "norms of q and k": f"--bf16 --qk-layernorm {TP} 2 {SP}",
     "head in chunks": f"--bf16 {TP} 2 {SP} {PP} 2",
 }
 
 
+class Packed(FullLength):
+    """The same with two segments in every sequence."""
+
+    def training_step(self) -> list[MicroBatch]:
+        """See `FullLength`."""
+        bounds = np.array([0, 20, len(self.micro.tokens)], np.int32)
+        return [replace(micro, cu_seqlens=bounds) for micro in super().training_step()]
+
+
 def layout(name: str) -> None:
     """One iteration of training under `LAYOUTS[name]`."""
-    batches.Batches = FullLength
+    batches.Batches = Packed if name.endswith("packed") else FullLength
     cross_entropy.LOGITS_ROWS = 24 if name == "head in chunks" else 4096
     training.run(parse("pretrain", f"{TINY} {LAYOUTS[name]}".split()))
     ms.runtime.synchronize()
@@ -108,7 +125,7 @@ def differentiable(dtype: str) -> None:
     def leaf(*shape):
         return autograd.leaf(mint.ones(shape, dtype=device.dtype(dtype)))
     cos = mint.ones((8, 4), dtype=ms.float32)
-    qkv, gate = leaf(8, 2, 2 * 4 * 16), leaf(8, 2, 64)
+    qkv, gate = leaf(8 * 2, 2 * 4 * 16), leaf(8, 2, 64)
     q, k, v = kernels.qkv_rope(qkv, cos, cos, 2, 2, 16)
     for bounds in (None, Tensor(np.array([0, 3, 8], np.int32))):
         out = kernels.attention(kernels.rope(q, cos, cos), k, v, 0.25, bounds)
@@ -149,7 +166,7 @@ def generation(parallel: ParallelConfig) -> None:
     _start("bf16")
     state = parallel_state.build(configs.model, parallel)
     model = GPTModel(configs.model, parallel, state, ms.bfloat16, trainable=False)
-    generator = Generator(model, 100, 64)
+    generator = Generator([model], 100, 64)
     caches, shard = generator.prefill([[1, 2, 3], [4], list(range(40))])
     for _ in range(2):
         shard = generator.decode(caches, [5, 6, 7])
@@ -160,7 +177,7 @@ def generation(parallel: ParallelConfig) -> None:
     generator.decode([twin], [8])
     twin.truncate(10)
     shared = [SharedPrefix(twin) for _ in range(3)]
-    generator.run([Pass(shared, [[1, 2], [3], [4, 5, 6]], [0, 1, 2])],
+    generator.run([Pass(shared, [10] * 3, [[1, 2], [3], [4, 5, 6]], [0, 1, 2])],
                   lambda logits: logits.astype(ms.float32).asnumpy())
     with autograd.no_grad():
         generator.extend([caches[0]], [list(range(20))])

@@ -14,11 +14,12 @@ import mindspore as ms
 import numpy as np
 
 from mindspeed_llm import training
-from mindspeed_llm.config.command_line import Configs, parse
+from mindspeed_llm.config.command_line import parse
+from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.training import batches, loop
-from mindspeed_llm.training.batches import MicroBatch
+from mindspeed_llm.training.objectives.objective import MicroBatch, Objective
 
 
 class FullLength:
@@ -26,8 +27,8 @@ class FullLength:
 
     has_validation = False
 
-    def __init__(self, configs: Configs, state: ParallelState, consumed_samples: int) -> None:
-        train = configs.train
+    def __init__(self, objective: Objective, train: TrainConfig, state: ParallelState, consumed_samples: int) -> None:
+        self.objective = objective
         shape = (train.seq_length, train.micro_batch_size)
         ids = np.ones(shape, np.int32)
         self.micro = MicroBatch(ids, ids, np.full(shape, 1 / ids.size, np.float32), None)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mindspeed_llm.tasks.inference.choosing import greedy
-from mindspeed_llm.tasks.inference.decoding import Limits, generate
-from mindspeed_llm.tasks.inference.generator import PromptLengthError, plan_passes
-from mindspeed_llm.tasks.inference.kv_cache import KVCache, SharedPrefix
-from tests.inference.golden_model import full_logits, golden, golden_generator
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import generate
+from mindspeed_llm.generation.generator import PromptLengthError, plan_passes
+from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
+from tests.generation.golden_model import full_logits, golden, golden_generator
 
 TOLERANCE = 1e-5  # fp32 rounding of logits of size 1; measured 9e-7
 LENGTHS = (3, 7, 1, 12)
@@ -38,7 +38,7 @@ def test_tolerance_sees_a_cache_that_is_off_by_one():
 
 
 def test_prefill_in_pieces_equals_prefill_at_once(monkeypatch):
-    monkeypatch.setattr("mindspeed_llm.tasks.inference.generator.PASS_TOKENS", 5)
+    monkeypatch.setattr("mindspeed_llm.generation.generator.PASS_TOKENS", 5)
     _, logits = golden_generator().prefill(prompts())
     for row, length in enumerate(LENGTHS):
         np.testing.assert_allclose(logits.logits[row], golden()["logits"][row, length - 1], rtol=0, atol=TOLERANCE)
@@ -53,7 +53,7 @@ def test_passes_keep_the_limit_and_the_order():
 
 
 def test_cache_grows_over_its_steps(monkeypatch):
-    monkeypatch.setattr("mindspeed_llm.tasks.inference.kv_cache.STEP", 2)
+    monkeypatch.setattr("mindspeed_llm.generation.kv_cache.STEP", 2)
     row = golden()["ids"].tolist()[1]
     generator = golden_generator()
     (cache,), logits = generator.prefill([row[:1]])
@@ -83,7 +83,7 @@ def test_shared_prefix_equals_a_whole_prompt():
 
 def test_greedy_equals_recomputing_everything():
     stop = 51
-    answers = generate(golden_generator(), prompts(), greedy(), Limits(8, frozenset([stop])))
+    answers = generate(golden_generator(), prompts(), GenerationConfig(8, frozenset([stop])))
     reasons = set()
     for prompt, answer in zip(prompts(), answers, strict=True):
         ids = list(prompt)
@@ -92,6 +92,34 @@ def test_greedy_equals_recomputing_everything():
         assert answer.ids == ids[len(prompt):]
         reasons.add(answer.reason)
     assert reasons == {"stop", "length"}
+
+
+def penalized(logits: np.ndarray, ids: list[int], penalty: float) -> np.ndarray:
+    """As Hugging Face's RepetitionPenaltyLogitsProcessor states it, in a plain loop."""
+    changed = logits.astype(np.float64)
+    for token in set(ids):
+        changed[token] = changed[token] * penalty if changed[token] < 0 else changed[token] / penalty
+    return changed
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetition_penalty_equals_recomputing_everything(penalty):
+    answers = generate(golden_generator(), prompts(), GenerationConfig(8, repetition_penalty=penalty))
+    for prompt, answer in zip(prompts(), answers, strict=True):
+        ids = list(prompt)
+        for _ in range(8):
+            ids.append(int(penalized(full_logits(ids)[-1], ids, penalty).argmax()))
+        assert answer.ids == ids[len(prompt):]
+    assert answers != generate(golden_generator(), prompts(), GenerationConfig(8))
+
+
+def test_log_probs_are_those_of_the_model():
+    """Before temperature and penalty, whatever chose the token."""
+    config = GenerationConfig(6, do_sample=True, temperature=1.5, top_k=9, repetition_penalty=1.2, log_probs=True)
+    for prompt, answer in zip(prompts(), generate(golden_generator(), prompts(), config), strict=True):
+        rows = full_logits([*prompt, *answer.ids])[len(prompt) - 1:-1].astype(np.float64)
+        expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(answer.log_probs, expected[np.arange(6), answer.ids], rtol=0, atol=TOLERANCE)
 
 
 def test_a_sequence_decodes_to_the_same_bits_alone_and_in_a_batch():
@@ -106,7 +134,7 @@ def test_a_sequence_decodes_to_the_same_bits_alone_and_in_a_batch():
 
 
 def test_generation_stops_at_the_longest_sequence():
-    (answer,) = generate(golden_generator(), [list(range(60))], greedy(), Limits(100, frozenset()))
+    (answer,) = generate(golden_generator(), [list(range(60))], GenerationConfig(100))
     assert (len(answer.ids), answer.reason) == (4, "positions")
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.tasks.inference.beam_search import beam_search
-from mindspeed_llm.tasks.inference.choosing import greedy
-from mindspeed_llm.tasks.inference.decoding import Limits, generate
-from mindspeed_llm.tasks.inference.generator import Generator
-from tests.inference.golden_model import full_logits, golden_generator
+from mindspeed_llm.generation.beam_search import beam_search
+from mindspeed_llm.generation.config import GenerationConfig
+from mindspeed_llm.generation.decoding import generate
+from mindspeed_llm.generation.generator import Generator
+from tests.generation.golden_model import full_logits, golden_generator
 
 VOCAB, LENGTH = 5, 3
 PROMPT = [70, 3, 41]
@@ -18,7 +18,7 @@ PROMPT = [70, 3, 41]
 
 @pytest.fixture(scope="module")
 def small():
-    return Generator(golden_generator().model, VOCAB, 64)
+    return Generator(golden_generator().chunks, VOCAB, 64)
 
 
 def mean_log_prob(answer: tuple[int, ...]) -> float:
@@ -44,22 +44,41 @@ def every_answer(stop_ids: frozenset[int]) -> list[tuple[float, tuple[int, ...]]
 def test_a_wide_beam_finds_the_best_answers(small, stop_ids):
     best = every_answer(stop_ids)
     beams = VOCAB if stop_ids == frozenset() else 4
-    found = beam_search(small, PROMPT, beams, Limits(LENGTH, stop_ids))
+    found = beam_search(small, PROMPT, GenerationConfig(LENGTH, stop_ids, num_beams=beams))
     assert len(found) == beams
     assert found[0].ids == best[0][1]
     for hypothesis in found:
         score = dict((ids, score) for score, ids in best)[hypothesis.ids]
         assert hypothesis.score == pytest.approx(score, abs=1e-5)
+        assert hypothesis.reason == ("stop" if len(hypothesis.ids) < LENGTH else "length")
+        assert len(hypothesis.log_probs) == len(hypothesis.ids)
+        if hypothesis.reason == "length":
+            assert sum(hypothesis.log_probs) == pytest.approx(score * LENGTH, abs=1e-5)
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
 
 
+def test_repetition_penalty_is_on_log_probabilities(small):
+    """One beam takes the best penalized log-probability, which need not be the best penalized logit."""
+    penalty, ids, total = 2.0, list(PROMPT), 0.0
+    ids += [0, 3]  # of the small vocabulary: to be penalized from the start
+    prompt = list(ids)
+    for _ in range(4):
+        logits = full_logits(ids)[-1, :VOCAB].astype(np.float64)
+        scores = logits - np.log(np.exp(logits).sum())
+        scores[sorted({token for token in ids if token < VOCAB})] *= penalty
+        total += scores.max()
+        ids.append(int(scores.argmax()))
+    (found,) = beam_search(small, prompt, GenerationConfig(4, repetition_penalty=penalty))
+    assert found.ids == tuple(ids[len(prompt):])
+    assert found.score == pytest.approx(total / 4, abs=1e-5)
+
+
 def test_one_beam_is_greedy_search(small):
-    limits = Limits(6, frozenset())
-    (answer,) = generate(small, [PROMPT], greedy(), limits)
-    (hypothesis,) = beam_search(small, PROMPT, 1, limits)
+    (answer,) = generate(small, [PROMPT], GenerationConfig(6))
+    (hypothesis,) = beam_search(small, PROMPT, GenerationConfig(6))
     assert hypothesis.ids == tuple(answer.ids)
 
 
 def test_more_beams_than_tokens(small):
     with pytest.raises(UserError, match=r"--num-beams \(6\) must be at most"):
-        beam_search(small, PROMPT, 6, Limits(2, frozenset()))
+        beam_search(small, PROMPT, GenerationConfig(2, num_beams=6))

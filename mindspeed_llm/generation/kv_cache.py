@@ -23,13 +23,13 @@ class Cache(Protocol):
     keeps: bool
     """Whether new tokens join the past; all caches of a pass are alike in this."""
 
-    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, `(rows, 1, G, D)`: `length` rows of the past and, if new tokens are kept, room
-        for `count` more. `like (n, 1, G, D)` shows shape and dtype of a row.
+    def stores(self, layer: int, length: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, `(rows, 1, G, D)`: `length` rows, of which the layer has seen all, and, if new
+        tokens are kept, room for `count` more. `like (n, 1, G, D)` shows shape and dtype of a row.
         """
 
     def advance(self, count: int) -> None:
-        """The `count` new tokens have been through all layers."""
+        """The `count` new tokens have been through all layers of all chunks."""
 
 
 class KVCache:
@@ -41,14 +41,14 @@ class KVCache:
         self.length = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def stores(self, layer: int, length: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
         found = self._stores.get(layer)
-        needed = self.length + count
+        needed = length + count
         if found is None:
             found = self._stores[layer] = (_rows(max(STEP, needed), like), _rows(max(STEP, needed), like))
         elif found[0].shape[0] < needed:
-            found = self._stores[layer] = self._copies(layer, max(needed, 2 * found[0].shape[0]))
+            found = self._stores[layer] = self._copies(layer, length, max(needed, 2 * found[0].shape[0]))
         return found
 
     def advance(self, count: int) -> None:
@@ -63,12 +63,13 @@ class KVCache:
         """A copy that goes its own way."""
         twin = KVCache()
         twin.length = self.length
-        twin._stores = {layer: self._copies(layer, keys.shape[0]) for layer, (keys, _) in self._stores.items()}
+        twin._stores = {layer: self._copies(layer, self.length, keys.shape[0])
+                        for layer, (keys, _) in self._stores.items()}
         return twin
 
-    def _copies(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        """The past of a layer in new stores of `rows` rows."""
-        return tuple(_copy(store, self.length, rows) for store in self._stores[layer])
+    def _copies(self, layer: int, length: int, rows: int) -> tuple[Tensor, Tensor]:
+        """The first `length` rows of a layer in new stores of `rows` rows."""
+        return tuple(_copy(store, length, rows) for store in self._stores[layer])
 
 
 class SharedPrefix:
@@ -80,9 +81,9 @@ class SharedPrefix:
         self._prefix = prefix
         self.length = prefix.length
 
-    def stores(self, layer: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def stores(self, layer: int, length: int, _count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
-        return self._prefix.stores(layer, 0, like)
+        return self._prefix.stores(layer, length, 0, like)
 
     def advance(self, count: int) -> None:
         """See `Cache`. Nothing was kept."""

@@ -1,4 +1,7 @@
-"""What every job on ranks needs before it starts: device, kernels, groups, and the lines that say what was chosen."""
+"""What every job on ranks needs before it starts: device, kernels, groups, and the lines that say what was chosen.
+
+`weights` fills the model from a checkpoint.
+"""
 
 import os
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ class Session:
                 print(line, flush=True)
 
 
-def join(seed: int, parallel: ParallelConfig) -> None:
+def join_job(seed: int, parallel: ParallelConfig) -> None:
     """Choose the device and join the job; before any group is made.
 
     Raises UserError, before any rank waits for another, when the number of ranks does not fit.
@@ -43,8 +46,8 @@ def join(seed: int, parallel: ParallelConfig) -> None:
     collectives.init()
 
 
-def start(model: ModelConfig, parallel: ParallelConfig, params_dtype: str, notes: list[str]) -> Session:
-    """Build the groups, choose the kernels, print `notes` and what was chosen. Call `join` first."""
+def start_session(model: ModelConfig, parallel: ParallelConfig, params_dtype: str, notes: list[str]) -> Session:
+    """Build the groups, choose the kernels, print `notes` and what was chosen. Call `join_job` first."""
     session = Session(parallel_state.build(model, parallel), params_dtype)
     state = session.state
     session.say(*notes, *device.notes(), *kernels.setup(params_dtype),

@@ -10,8 +10,8 @@ from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime import autograd, device
-from mindspeed_llm.tasks.inference.generator import Generator
 from tests.golden.reference import Golden
 
 
@@ -31,12 +31,12 @@ def golden_generator() -> Generator:
     model = GPTModel(golden().model, parallel, state, ms.float32, trainable=False)
     for name, spec in model.parameters.specs.items():
         model.parameters.load(name, golden().local("weight", spec))
-    return Generator(model, golden().model.padded_vocab_size, golden().model.max_position_embeddings)
+    return Generator([model], golden().model.padded_vocab_size, golden().model.max_position_embeddings)
 
 
 def full_logits(ids: list[int]) -> np.ndarray:
     """Logits `(len(ids), V)` of one whole pass, as training runs it, without any cache."""
-    model = golden_generator().model
+    model = golden_generator().chunks[0]
     with autograd.no_grad():
         column = Tensor(np.array(ids, np.int32).reshape(-1, 1))
         hidden = model.hidden_states(column, model.training_context(len(ids)))

@@ -7,7 +7,7 @@ padding, and a decode step of n sequences is one pass of n rows (Yu et al., "Orc
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mindspore import Tensor, mint
@@ -19,11 +19,11 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_only
 from mindspeed_llm.core.transformer.layer import ForwardContext
+from mindspeed_llm.generation.kv_cache import Cache, KVCache
+from mindspeed_llm.generation.vocab_shard import VocabShard
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import broadcast
 from mindspeed_llm.runtime.memory import from_numpy
-from mindspeed_llm.tasks.inference.kv_cache import Cache, KVCache
-from mindspeed_llm.tasks.inference.vocab_shard import VocabShard
 
 PASS_TOKENS = 4096  # a longer prompt goes through in pieces: bounds the memory of activations
 
@@ -36,10 +36,12 @@ class PromptLengthError(UserError):
 class Pass:
     """One forward pass: `ids[i]` are new tokens of the sequence with the past `caches[i]`, all of one kind.
 
+    `lengths[i]`: tokens before them; more than the cache has, where an earlier pass of the same run brings these.
     `wanted`: those i whose last new position's logits are asked for.
     """
 
     caches: list[Cache]
+    lengths: list[int]
     ids: list[Sequence[int]]
     wanted: list[int]
 
@@ -50,16 +52,19 @@ class Pass:
 
 
 class Generator:
-    """This rank's stage of a model, run over sequences with caches.
+    """This rank's chunks of a model, in the order of their layers, run over sequences with caches.
 
-    All ranks of a model replica call the same methods with the same arguments. `vocab_size` is the tokenizer's: higher
-    ids are padding and never chosen. `max_length` is the longest sequence in tokens, prompt and answer together.
+    They may be those of a training run, under any parallel sizes: their tensors are used as they are at each pass. All
+    ranks of a model replica call the same methods with the same arguments; ranks of one context-parallel group all do
+    the whole work. `vocab_size` is the tokenizer's: higher ids are padding and never chosen. `max_length` is the
+    longest sequence in tokens, prompt and answer together.
     """
 
-    def __init__(self, model: GPTModel, vocab_size: int, max_length: int) -> None:
-        self.model, self.state = model, model.state
+    def __init__(self, chunks: list[GPTModel], vocab_size: int, max_length: int) -> None:
+        self.chunks = [_for_single_tokens(chunk, number) for number, chunk in enumerate(chunks)]
+        self.state = self.chunks[0].state
         self.vocab_size, self.max_length = vocab_size, max_length
-        self._scale = 1 / math.sqrt(model.model.kv_channels)
+        self._scale = 1 / math.sqrt(chunks[0].model.kv_channels)
 
     def prefill(self, prompts: list[Sequence[int]]) -> tuple[list[KVCache], VocabShard | None]:
         """New caches holding `prompts` (token ids, of any lengths), and the logits after each prompt's last token.
@@ -87,7 +92,7 @@ class Generator:
     def extend(self, caches: list[KVCache], ids: list[Sequence[int]]) -> VocabShard | None:
         """Append any number of tokens to each sequence; the logits after each one's last token."""
         logits = self.run(plan_passes(caches, ids, PASS_TOKENS), _rows_as_numpy)
-        return VocabShard(logits, self.vocab_size, self.state.tp) if self.model.last else None
+        return VocabShard(logits, self.vocab_size, self.state.tp) if self.chunks[-1].last else None
 
     def run(self, passes: list[Pass], head: Callable[[Tensor], np.ndarray]) -> np.ndarray | None:
         """Run passes one after the other through the stages, several under way at once where there are several stages.
@@ -97,42 +102,54 @@ class Generator:
         """
         results: list[np.ndarray] = []
 
-        def forward(number: int, received: Tensor | None) -> Tensor:
-            this = passes[number]
-            inputs = _token_column(this) if self.model.first else received
-            hidden = self.model.hidden_states(inputs, self._context(this))
+        def program(chunk: GPTModel) -> StageProgram:
+            def forward(number: int, received: Tensor | None) -> Tensor:
+                this = passes[number]
+                hidden = chunk.hidden_states(_token_column(this) if chunk.first else received,
+                                             self._context(this, chunk))
+                if chunk.last and this.wanted:
+                    results.append(head(chunk.logits(_last_rows(hidden, this))))
+                return hidden
+
+            return StageProgram(forward, lambda number: (passes[number].tokens, 1, chunk.model.hidden_size),
+                                chunk.parameters.dtype)
+
+        with autograd.no_grad():
+            forward_only([program(chunk) for chunk in self.chunks], len(passes), self.state.pp)
+        for this in passes:
             for cache, ids in zip(this.caches, this.ids, strict=True):
                 cache.advance(len(ids))
-            if self.model.last and this.wanted:
-                results.append(head(self.model.logits(_last_rows(hidden, this))))
-            return hidden
-
-        hidden_size = self.model.model.hidden_size
-        program = StageProgram(forward, lambda number: (passes[number].tokens, 1, hidden_size),
-                               self.model.parameters.dtype)
-        with autograd.no_grad():
-            forward_only(program, len(passes), self.state.pp)
         return np.concatenate(results) if results else None
 
-    def agree(self, values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    def from_last_stage(self, values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
         """The last stage's int32 or fp32 `values` of `shape` on every stage, as int32 bits."""
         pp = self.state.pp
         bits = np.zeros(shape, np.int32) if values is None else np.ascontiguousarray(values).view(np.int32)
         return bits if pp.size == 1 else broadcast(from_numpy(bits), pp, pp.size - 1).asnumpy()
 
-    def _context(self, this: Pass) -> ForwardContext:
-        positions = np.concatenate([np.arange(cache.length, cache.length + len(ids))
-                                    for cache, ids in zip(this.caches, this.ids, strict=True)])
-        cos, sin = self.model.rotary(positions)
-        edges = np.cumsum([0, *(len(ids) for ids in this.ids)]).tolist()
-        lengths, keep = [cache.length for cache in this.caches], this.caches[0].keeps
+    def _context(self, this: Pass, chunk: GPTModel) -> ForwardContext:
+        counts = [len(ids) for ids in this.ids]
+        positions = np.concatenate([np.arange(length, length + count)
+                                    for length, count in zip(this.lengths, counts, strict=True)])
+        cos, sin = chunk.rotary(positions)
+        edges, keep = np.cumsum([0, *counts]).tolist(), this.caches[0].keeps
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            stores = [cache.stores(layer, len(ids), k) for cache, ids in zip(this.caches, this.ids, strict=True)]
+        def cached_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            stores = [cache.stores(layer, length, count, k)
+                      for cache, length, count in zip(this.caches, this.lengths, counts, strict=True)]
             keys, values = zip(*stores, strict=True)
-            return kernels.primitives().attention_cached(q, k, v, keys, values, edges, lengths, self._scale, keep)
+            return kernels.primitives().attention_cached(q, k, v, keys, values, edges, this.lengths, self._scale, keep)
 
-        return ForwardContext(cos, sin, attend)
+        return ForwardContext(cos, sin, cached_attention)
+
+
+def _for_single_tokens(chunk: GPTModel, number: int) -> GPTModel:
+    """The rank's chunk of that number over the same tensors, without what training adds and generation has no use for:
+    sequence parallelism (a step of one token cannot be cut) and recomputation.
+    """
+    parallel = replace(chunk.parallel, sequence_parallel=False, recompute_granularity=None)
+    state = replace(chunk.state, sequence_parallel=False)
+    return GPTModel(chunk.model, parallel, state, chunk.parameters.dtype, number, parameters=chunk.parameters)
 
 
 def plan_passes(caches: Sequence[Cache], ids: Sequence[Sequence[int]], limit: int) -> list[Pass]:
@@ -143,12 +160,13 @@ def plan_passes(caches: Sequence[Cache], ids: Sequence[Sequence[int]], limit: in
         for start in range(0, len(tokens), limit):
             piece = tokens[start:start + limit]
             if len(piece) > room:
-                passes.append(Pass([], [], []))
+                passes.append(Pass([], [], [], []))
                 room = limit
             current = passes[-1]
             if start + limit >= len(tokens):
                 current.wanted.append(len(current.ids))
             current.caches.append(cache)
+            current.lengths.append(cache.length + start)
             current.ids.append(piece)
             room -= len(piece)
             if start + limit < len(tokens):

@@ -4,7 +4,8 @@ Of each rank's shard only its best candidates travel: one pair (logit, id) a row
 and beam search. Sampling from everything (top-k 0) is the exception: it gathers the rows, `(rows, V)`, once a step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class VocabShard:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self._valid).all():
-            raise UserError("the model's logits hold NaN or infinity: the checkpoint is damaged, or its values do not "
+            raise UserError("the model's logits hold NaN or infinity: its weights are damaged, or their values do not "
                             "fit the dtype (use --bf16 instead of --fp16)")
 
     def top(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +68,32 @@ class VocabShard:
         top = gathered[:, :, 0].max(axis=0)
         total = (gathered[:, :, 1] * np.exp(gathered[:, :, 0] - top)).sum(axis=0)
         return (top + np.log(total)).astype(np.float32)
+
+    def log_probs_of(self, ids: np.ndarray) -> np.ndarray:
+        """Log-probability, fp32 `(rows,)`, of one id of each row; the same on every rank of the group."""
+        places = ids - self._start
+        here = np.flatnonzero((0 <= places) & (places < self.logits.shape[1]))
+        own = np.full((1, len(ids)), -np.inf, np.float32)
+        own[0, here] = self.logits[here, places[here]]
+        found = _gather(own.view(np.int32), self.group).copy().view(np.float32).max(axis=0)
+        return found - self.log_normalizers()
+
+    def log_probs(self) -> "VocabShard":
+        """The same rows as log-probabilities."""
+        return replace(self, logits=self.logits - self.log_normalizers()[:, None])
+
+    def penalized(self, sequences: Sequence[Sequence[int]], penalty: float) -> "VocabShard":
+        """The same rows, the logits of the ids in each row's sequence moved away by GenerationConfig's
+        `repetition_penalty`.
+        """
+        if penalty == 1.0:
+            return self
+        changed = self.logits.copy()
+        for row, sequence in zip(changed, sequences, strict=True):
+            places = np.unique(np.asarray(sequence, np.int64)) - self._start
+            places = places[(0 <= places) & (places < len(row))]
+            row[places] = np.where(row[places] < 0, row[places] * penalty, row[places] / penalty)
+        return replace(self, logits=changed)
 
     @property
     def _start(self) -> int:

@@ -1,0 +1,49 @@
+"""Training on ranks that shows validation samples: what they say, and what becomes of the weights.
+
+Prompts go through in pieces, of which a pipeline has several under way.
+"""
+
+from pathlib import Path
+from unittest.mock import patch
+
+from mindspeed_llm import training
+from mindspeed_llm.config.command_line import parse
+from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
+from mindspeed_llm.generation import generator
+from mindspeed_llm.training import validation_samples
+from mindspeed_llm.training.loop import Trainer
+from mindspeed_llm.training.validation_samples import ValidationSamples
+from tests.distributed.scaling_cases import digests
+from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
+
+FLAGS = "--num-layers 4 --train-iters 4 --log-interval 100 --split 90,10,0 --eval-iters 1 --eval-interval 2"
+
+
+def write_job(folder: Path) -> None:
+    """Data and tokenizer of all runs."""
+    write_ramps(folder / "text")
+    write_chatglm_tokenizer(folder / "tokenizer", train_tiktoken_bpe(["one two three four five"] * 4, 260))
+
+
+def run(folder: str, flags: str) -> dict:
+    """`samples` as texts, `losses` of the steps, and `final`, a digest of each parameter that this rank holds."""
+    samples, losses, final = [], [], {}
+
+    def step(trainer: Trainer, rate: float):
+        result = train_step(trainer, rate)
+        losses.append(result[0])
+        final.update(digests(trainer))
+        return result
+
+    def generate(self: ValidationSamples):
+        said = say(self)
+        samples.extend(sample.line(number, 0) for number, sample in enumerate(said))
+        return said
+
+    train_step, say = Trainer.step, ValidationSamples.generate
+    configs = parse("pretrain", [*SHAPE, *SCHEDULE, *FLAGS.split(), *flags.split(), "--data-path", f"{folder}/text",
+                                 "--tokenizer-name-or-path", f"{folder}/tokenizer"])
+    with patch.object(Trainer, "step", step), patch.object(ValidationSamples, "generate", generate), \
+            patch.object(validation_samples, "NEW_TOKENS", 12), patch.object(generator, "PASS_TOKENS", 5):
+        training.run(configs)
+    return {"samples": samples, "losses": losses, "final": final}

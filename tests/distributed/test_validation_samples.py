@@ -1,0 +1,35 @@
+"""`--eval-generate` under parallel layouts: samples as from one process, and a training that does not notice."""
+
+import pytest
+
+from tests.distributed.sample_cases import write_job
+
+SAMPLES = "--eval-generate 3"
+TP, PP, CP = (f"--{kind}-parallel-size 2" for kind in ("tensor-model", "pipeline-model", "context"))
+LAYOUTS = {
+    "TP2 PP2 sequence parallel, virtual": f"{TP} {PP} --sequence-parallel --num-layers-per-virtual-pipeline-stage 1",
+    "CP2 DP2 overlap, recompute": f"{CP} --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather "
+                                  "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+}
+
+
+@pytest.fixture(scope="module")
+def run(ranks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    write_job(folder)
+    return lambda world, flags: ranks(world).run("tests.distributed.sample_cases:run", str(folder), flags)
+
+
+@pytest.fixture(scope="module")
+def alone(run):
+    return run(1, SAMPLES)[0]["samples"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_are_those_of_one_process_and_training_keeps_its_bits(layout, run, alone):
+    shown, silent = run(4, f"{LAYOUTS[layout]} {SAMPLES}"), run(4, LAYOUTS[layout])
+    assert len(alone) == 6 and len(set(alone)) > 3
+    for with_samples, without in zip(shown, silent, strict=True):
+        assert with_samples["samples"] == alone and without["samples"] == []
+        assert with_samples["losses"] == without["losses"] and len(without["losses"]) == 4
+        assert with_samples["final"] == without["final"]
