@@ -22,7 +22,7 @@ def init() -> tuple[int, int]:
     return communication.get_rank(), communication.get_group_size()
 
 
-def engine_of(ranks: tuple[int, ...]) -> ModuleType:
+def engine_of(_ranks: tuple[int, ...]) -> ModuleType:
     """The engine of a group of these global ranks: this one."""
     return sys.modules[__name__]
 
