@@ -8,16 +8,13 @@ prompt has --seq tokens, because the peer would need padding for others. --isa l
 train_step.py.
 """
 
-import argparse
 import json
-import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from train_step import BENCH, ROOT, alternate, peer_model, read_inputs, step_options, write_inputs
+from train_step import BENCH, ROOT, alternate, compared, peer_model, read_inputs, side_options, step_options
 
 
 def ours(data, options):
@@ -87,26 +84,14 @@ def work(options) -> None:
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--tokens", type=int, default=16, help="tokens that a turn decodes for each sequence")
-    parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(options)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.npz"
-        write_inputs(path, options.batch, options.seq)
-        results = alternate(Path(__file__), options, path)
-    medians = {}
-    for name, found in results.items():
-        medians[name] = statistics.median(result["seconds"] for result in found[2:])
-        print(f"{name}: median {medians[name] / options.tokens * 1000:.2f} ms a step, "
-              f"{options.batch * options.tokens / medians[name]:.0f} tokens/s")
-    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(results["ours"][2:], results["peer"][2:])]
+    options = side_options(parser, work)
+    results = alternate(Path(__file__), options)
+    medians, speed = compared(results)
+    for name, median in medians.items():
+        print(f"{name}: median {median / options.tokens * 1000:.2f} ms a step, "
+              f"{options.batch * options.tokens / median:.0f} tokens/s")
     same = np.mean(np.array(results["ours"][-1]["ids"]) == np.array(results["peer"][-1]["ids"]))
-    print(f"{options.dtype} {options.batch} x {options.seq}{f' {options.isa}' if options.isa else ''}: ours is "
-          f"{medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs {min(ratios):.2f}-{max(ratios):.2f}), "
+    print(f"{options.dtype} {options.batch} x {options.seq}{f' {options.isa}' if options.isa else ''}: {speed}, "
           f"{100 * same:.0f}% of the ids are the same")
 
 

@@ -8,13 +8,14 @@ pool, and the prediction (without HCCL's buffers, which are not in the pool). Tw
 pipeline; more do not change the peak. Exit status 1 if a prediction is off by more than 5 %.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from planner_settings import chosen, header, row, verdict
 
 ROOT = Path(__file__).parents[1]
 DRY_RUN = ROOT / "tests" / "ascend" / "dry_run"
@@ -86,32 +87,18 @@ def simulated(name: str, stage: int, stages: int, variables: dict[str, str]) -> 
 def main() -> None:
     """Run the settings named on the command line, or all, and print the table."""
     import stubs
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("settings", nargs="*", help="names; none: all")
-    parser.add_argument("--list", action="store_true", help="print the names and what they are")
-    options = parser.parse_args()
-    unknown = set(options.settings) - set(SETTINGS)
-    if unknown:
-        parser.error(f"unknown setting {min(unknown)}: --list shows the names")
-    if options.list:
-        for name, (ranks, length, flags) in SETTINGS.items():
-            print(f"{name}: {ranks} ranks, sequence {length}, {flags}")
-        return
-    worst = 0.0
+    names, ratios = chosen(__doc__, SETTINGS), []
     with tempfile.TemporaryDirectory() as folder:
         variables = stubs.environment(Path(folder))
-        print("| setting | stage | predicted (GiB) | live (GiB) | ratio | reserved (GiB) |\n|---|---|---|---|---|---|",
-              flush=True)
-        for name in options.settings or SETTINGS:
+        header("setting", "stage", "predicted (GiB)", "live (GiB)", "ratio", "reserved (GiB)")
+        for name in names:
             predictions = predicted(name)
             for stage, prediction in enumerate(predictions):
                 peak = simulated(name, stage, len(predictions), variables)
-                ratio = prediction / peak["live"]
-                worst = max(worst, abs(ratio - 1))
-                print(f"| {name} | {stage} | {prediction / GIB:.2f} | {peak['live'] / GIB:.2f} | {ratio:.3f} | "
-                      f"{peak['reserved'] / GIB:.1f} |", flush=True)
-    print(f"largest deviation: {100 * worst:.1f} %")
-    sys.exit(worst > TOLERANCE)
+                ratios.append(prediction / peak["live"])
+                row(name, stage, f"{prediction / GIB:.2f}", f"{peak['live'] / GIB:.2f}", f"{ratios[-1]:.3f}",
+                    f"{peak['reserved'] / GIB:.1f}")
+    verdict(ratios, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Every rank of a job is measured by itself; a row is a pipeline stage, its measur
 status 1 if a prediction is off by more than 15 %.
 """
 
-import argparse
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from planner_settings import chosen, header, row, verdict
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -106,18 +106,7 @@ def worker(folder: str, flags: list[str]) -> None:
 def main() -> None:
     """Run the settings named on the command line, or all, and print the table."""
     from mindspeed_llm.data.indexed_dataset import IndexedDatasetBuilder
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("settings", nargs="*", help="names; none: all")
-    parser.add_argument("--list", action="store_true", help="print the names and what they are")
-    options = parser.parse_args()
-    unknown = set(options.settings) - set(SETTINGS)
-    if unknown:
-        parser.error(f"unknown setting {min(unknown)}: --list shows the names")
-    if options.list:
-        for name, (ranks, length, flags) in SETTINGS.items():
-            print(f"{name}: {ranks} rank{'s' if ranks > 1 else ''}, sequence {length}, {flags}")
-        return
-    worst = 0.0
+    names, ratios = chosen(__doc__, SETTINGS), []
     with tempfile.TemporaryDirectory(prefix="planner_check_data_") as folder:
         data = str(Path(folder) / "text_document")
         with IndexedDatasetBuilder(data, np.int32) as builder:
@@ -125,16 +114,15 @@ def main() -> None:
                 builder.add_item(np.random.default_rng(0).integers(0, 4096, 20000))
                 builder.end_document()
             builder.finalize()
-        print("| setting | ranks | predicted (MB) | measured (MB) | ratio |\n|---|---|---|---|---|", flush=True)
-        for name in options.settings or SETTINGS:
+        header("setting", "ranks", "predicted (MB)", "measured (MB)", "ratio")
+        for name in names:
             peaks, rows = measured(name, data), predicted(name)
             share = len(peaks) // len(rows)  # pipeline places are slowest in the ranks' order
-            for stage, (row, prediction) in enumerate(rows):
+            for stage, (label, prediction) in enumerate(rows):
                 peak = sum(peaks[stage * share:(stage + 1) * share]) / share
-                worst = max(worst, abs(prediction / peak - 1))
-                print(f"| {row} | {len(peaks)} | {prediction:.0f} | {peak:.0f} | {prediction / peak:.3f} |", flush=True)
-    print(f"largest deviation: {100 * worst:.1f} %")
-    sys.exit(worst > TOLERANCE)
+                ratios.append(prediction / peak)
+                row(label, len(peaks), f"{prediction:.0f}", f"{peak:.0f}", f"{ratios[-1]:.3f}")
+    verdict(ratios, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -208,11 +208,39 @@ def work(options) -> None:
                           "peak_mb": resident_mb("VmHWM") - imported}), flush=True)
 
 
-def alternate(program: Path, options: argparse.Namespace, data: Path) -> dict[str, list[dict]]:
+def side_options(parser: argparse.ArgumentParser, work) -> argparse.Namespace:
+    """The command line, with what two sides need. In one of the workers of `alternate`: do `work(options)` and end."""
+    parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        sys.exit()
+    return options
+
+
+def alternate(program: Path, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Run `program --worker ours` and `--worker peer` and let them take turns: every worker's results, in order.
 
     The first two turns warm up.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "inputs.npz"
+        write_inputs(data, options.batch, options.seq)
+        return _take_turns(program, options, data)
+
+
+def compared(results: dict[str, list[dict]]) -> tuple[dict[str, float], str]:
+    """Median seconds of both sides after the warm-up, and our speed in the peer's."""
+    seconds = {name: [result["seconds"] for result in found[2:]] for name, found in results.items()}
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["peer"])]
+    return medians, (f"ours is {medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs "
+                     f"{min(ratios):.2f}-{max(ratios):.2f})")
+
+
+def _take_turns(program: Path, options: argparse.Namespace, data: Path) -> dict[str, list[dict]]:
     environment = {**os.environ, **settings(options)}
     jobs = {name: subprocess.Popen([python, program, *sys.argv[1:], "--worker", name, "--data", str(data)],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -231,30 +259,18 @@ def alternate(program: Path, options: argparse.Namespace, data: Path) -> dict[st
 
 def main() -> None:
     parser = step_options(__doc__, steps=8)
-    parser.add_argument("--peer-python", required="--worker" not in sys.argv, help="Python with torch and transformers")
     parser.add_argument("--peer-masters", action="store_true", help="bf16: fp32 parameters and autocast for the peer")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = side_options(parser, work)
     if options.peer_masters and options.dtype != "bf16":
         parser.error("--peer-masters needs --dtype bf16: in fp32 there is no other copy of the parameters")
-    if options.worker:
-        work(options)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.npz"
-        write_inputs(path, options.batch, options.seq)
-        results = alternate(Path(__file__), options, path)
+    results = alternate(Path(__file__), options)
+    medians, speed = compared(results)
     tokens = options.batch * options.seq
-    medians = {}
     for name, found in results.items():
-        medians[name] = statistics.median(result["seconds"] for result in found[2:])
         print(f"{name}: median {medians[name] * 1000:.1f} ms, {tokens / medians[name]:.0f} tokens/s, peak "
               f"{found[-1]['peak_mb']:.0f} MB, first loss {found[0]['loss']:.6f}, last {found[-1]['loss']:.6f}")
-    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(results["ours"][2:], results["peer"][2:])]
     print(f"{options.isa or 'all instructions'}, {options.dtype} {options.batch} x {options.seq}"
-          f"{' forward' if options.forward_only else ''}: ours is "
-          f"{medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs {min(ratios):.2f}-{max(ratios):.2f}), memory "
+          f"{' forward' if options.forward_only else ''}: {speed}, memory "
           f"{results['ours'][-1]['peak_mb'] / results['peer'][-1]['peak_mb']:.2f}x")
 
 

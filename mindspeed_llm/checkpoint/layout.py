@@ -16,7 +16,6 @@ TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = "metadata.json"
 STAGING = ".tmp"  # suffix of an iteration's directory while it is written
 REPLACED = ".old"  # suffix of an iteration's directory while a new save of the same iteration takes its place
-OPTIMIZER_STATES = ("master", "exp_avg", "exp_avg_sq")
 
 
 def iteration_name(iteration: int) -> str:

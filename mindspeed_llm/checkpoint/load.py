@@ -16,7 +16,7 @@ from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, St
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
 
 
 def open_checkpoint(load_dir: str | os.PathLike, iteration: int | None = None) -> "Checkpoint | None":
@@ -134,7 +134,7 @@ class Checkpoint:
         """
         boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size), start, stop)
         states = {}
-        for state in layout.OPTIMIZER_STATES:
+        for state in OPTIMIZER_STATES:
             source = state if state != "master" or (spec.name, "master") in self._held else "weight"
             self._check_shape(spec, source)
             tag = self._holders(spec.name, source)[0][2]["dtype"]

@@ -29,7 +29,7 @@ from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
 
 _ENTRY = ".entry.json"
 Entries = dict[str, dict]
@@ -119,7 +119,7 @@ def write_optimizer_file(staging: Path, shards: Sequence[OptimizerShard], *, tp_
                          pp_size: int, dp_rank: int) -> Entries:
     """Write a rank's part of the optimizer state (fp32). Not needed for ranks without a part. Returns its entry."""
     relative = layout.optimizer_file(tp_rank, pp_rank, pp_size, dp_rank)
-    parts = [(f"{state}/{shard.spec.name}", state, shard) for shard in shards for state in layout.OPTIMIZER_STATES
+    parts = [(f"{state}/{shard.spec.name}", state, shard) for shard in shards for state in OPTIMIZER_STATES
              if state in shard.states and shard.stop > shard.start]
     for key, state, shard in parts:
         array = shard.states[state]

@@ -93,7 +93,7 @@ class ParameterSet:
     def drop_grads(self) -> None:
         """Forget all gradients: the next one of each parameter replaces what its `main_grad` holds.
 
-        `optimizer.gradients.collect` clears those that none came for.
+        `optimizer.gradients.settle` clears those that none came for.
         """
         for tensor in self.trainable.values():
             autograd.drop_grad(tensor)

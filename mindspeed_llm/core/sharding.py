@@ -20,6 +20,7 @@ Cut = Callable[[int, int], Segments]
 """`(rank, size) -> segments` of tensor-parallel `rank` of `size`."""
 
 BUCKET_ELEMENTS = 40_000_000  # from which a bucket is full: what is reduced and gathered at once beyond the buffers
+OPTIMIZER_STATES = ("master", "exp_avg", "exp_avg_sq")  # what the optimizer keeps of every trainable parameter
 UNDER_WAY = 2  # buckets that travel at once when nothing is computed meanwhile: their results lie beside the buffers
 # Tokens whose logits exist at once. Enough that a product costs more than reading the output layer's weight and gradient
 # for it; with half of GLM4's vocabulary on a rank, a chunk's logits in bf16 are 620 MB.

@@ -21,8 +21,8 @@ def collate(samples: Sequence[dict[str, np.ndarray]], pad_id: int = 0) -> dict[s
     """Stack samples; shorter ones (dynamic lengths) are filled up to the longest.
 
     Returns:
-        tokens, labels int64[B,S]; loss_mask float32[B,S]; if any sample is packed also position_ids int64[B,S] and
-        cu_seqlens int32[n+1]: boundaries of all segments in the flattened batch [B*S], every row's end among them.
+        tokens, labels int64[B,S]; loss_mask float32[B,S]; if any sample is packed also cu_seqlens int32[n+1]: boundaries
+        of all segments in the flattened batch [B*S], every row's end among them.
     """
     length = max(sample["tokens"].size for sample in samples)
 
@@ -35,15 +35,12 @@ def collate(samples: Sequence[dict[str, np.ndarray]], pad_id: int = 0) -> dict[s
     batch = {"tokens": stack("tokens", pad_id, np.int64), "labels": stack("labels", 0, np.int64),
              "loss_mask": stack("loss_mask", 0, np.float32)}
     if any("cu_seqlens" in sample for sample in samples):
-        bounds, positions = [0], np.empty((len(samples), length), np.int64)
+        bounds = [0]
         for row, sample in enumerate(samples):
             size = sample["tokens"].size
             inner = sample.get("cu_seqlens", np.array([0, size]))[1:]
             ends = np.append(inner, length) if size < length else inner
             bounds += (row * length + ends).tolist()
-            starts = np.concatenate(([0], ends[:-1]))
-            positions[row] = np.arange(length) - np.repeat(starts, ends - starts)
-        batch["position_ids"] = positions
         batch["cu_seqlens"] = np.array(bounds, np.int32)
     return batch
 

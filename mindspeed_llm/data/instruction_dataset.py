@@ -88,7 +88,7 @@ class InstructionDataset:
         Returns:
             tokens int64[L]; labels int64[L], labels[i] belongs after tokens[i] (0 where there is no loss); loss_mask
             float32[L]; for packed rows also cu_seqlens int32[n+1], the boundaries 0..L of the conversations, the
-            padding tail being the last of them, and position_ids int64[L], counted from 0 in each.
+            padding tail being the last of them.
         """
         ids, mask, labels = (np.asarray(part, np.int64) for part in self.rows.row(int(self._order[index])))
         if self.rows.packed and not mask[-1]:
@@ -109,9 +109,7 @@ class InstructionDataset:
         learned = targets != IGNORE
         sample = {"tokens": tokens, "labels": np.where(learned, targets, 0), "loss_mask": learned.astype(np.float32)}
         if self.rows.packed:
-            bounds = np.concatenate(([0], starts, [length]))
-            sample["cu_seqlens"] = bounds.astype(np.int32)
-            sample["position_ids"] = np.arange(length) - np.repeat(bounds[:-1], np.diff(bounds))
+            sample["cu_seqlens"] = np.concatenate(([0], starts, [length])).astype(np.int32)
         return sample
 
     def _padded_length(self, size: int) -> int:

@@ -110,7 +110,7 @@ class Template:
                       tools: str = "") -> list[int]:
         """A conversation that ends with a query, for generation; the ids end where the model's answer begins.
 
-        For glm4 that is after `<|assistant|>`: the answer's first token is the newline (`answer_start`).
+        For glm4 that is after `<|assistant|>`: the answer's first token is the newline.
         """
         _check_order(messages, training=False)
         ids: list[int] = []
@@ -136,10 +136,6 @@ class Template:
             prompt, longest = _cut(prompt, longest, limit)
         answers = [answer[:limit - len(prompt)] for answer in answers]
         return tuple((prompt + answer, [IGNORE] * len(prompt) + answer) for answer in answers)
-
-    def answer_start(self, tokenizer: Tokenizer) -> list[int]:
-        """The ids every answer begins with (glm4: the newline): append them to a prompt to score answers directly."""
-        return tokenizer.encode(self.assistant.split("{content}")[0])
 
     def _encode_query(self, tokenizer: Tokenizer, messages: Sequence[Message], index: int, system: str,
                       tools: str) -> list[int]:

@@ -14,7 +14,6 @@ import base64
 import binascii
 import codecs
 import json
-import re
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers
@@ -67,9 +66,6 @@ class Tokenizer:
         self._byte_level = byte_level
         self.special_tokens = dict(special_tokens)
         self._special_names = {token_id: name for name, token_id in self.special_tokens.items()}
-        self._special_pattern = re.compile(
-            "(" + "|".join(re.escape(name) for name in sorted(self.special_tokens, key=len, reverse=True)) + ")"
-        ) if self.special_tokens else None
         self.eos_id = self.special(eos)
         self.pad_id = self.special(pad) if pad is not None else self.eos_id
         self.bos_prefix = [self.special(name) for name in bos_prefix]
@@ -98,33 +94,21 @@ class Tokenizer:
             )
         return token_id
 
-    def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Ids of `text`.
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        """Ids of `text`, after `bos_prefix` with `add_special`.
 
-        Args:
-            add_special: put `bos_prefix` in front.
-            parse_special: turn the text of special tokens (`<|user|>` ...) into their ids. Off by default: a document
-                or a user's message that contains such text must not be able to forge a turn.
+        The text of special tokens (`<|user|>` ...) is text: a document or a user's message that contains it must not be
+        able to forge a turn.
         """
-        ids = list(self.bos_prefix) if add_special else []
-        if not parse_special or self._special_pattern is None:
-            return ids + self._encode_plain(text)
-        for part in self._special_pattern.split(text):
-            if part in self.special_tokens:
-                ids.append(self.special_tokens[part])
-            elif part:
-                ids += self._encode_plain(part)
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
+        prefix = self.bos_prefix if add_special else []
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return prefix + self._backend.encode(text, add_special_tokens=False).ids
         except TypeError:
             if not isinstance(text, str):
                 raise
             # JSON can hold lone surrogates ("\ud83d" without its other half), which are not text: replace those only
             repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._backend.encode(repaired, add_special_tokens=False).ids
+            return prefix + self._backend.encode(repaired, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of `ids`. Broken UTF-8 and ids outside the vocabulary become U+FFFD.

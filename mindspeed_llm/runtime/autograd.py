@@ -14,7 +14,7 @@ from mindspore.common._grad_function import _Function
 from mindspore.graph.api import _pynative_executor
 
 __all__ = ["Function", "accumulate_grad", "backward", "drop_grad", "enable", "grad_of", "leaf", "no_grad",
-           "recompute", "settle_grad", "take_grad"]
+           "recompute", "settle_grad"]
 
 
 class Function(_Function):
@@ -57,12 +57,6 @@ def leaf(tensor: Tensor) -> Tensor:
 def grad_of(tensor: Tensor) -> Tensor | None:
     """The gradient that backward passes accumulated for a leaf, or None."""
     return tensor._grad  # MindSpore's only name for it
-
-
-def take_grad(tensor: Tensor) -> Tensor | None:
-    """`grad_of`, after which the tensor has none."""
-    grad, tensor._grad = tensor._grad, None
-    return grad
 
 
 def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Flat buffers: one stretch of memory for many tensors, so that reductions and gathers move few, large messages."""
 
 from bisect import bisect_right
+from functools import cache
 
 import numpy as np
 from mindspore import Tensor, mint
@@ -8,14 +9,11 @@ from mindspore import dtype as mstype
 
 from mindspeed_llm.runtime import autograd, device
 
-_BFLOAT16 = Tensor(0.0, mstype.bfloat16).asnumpy().dtype  # MindSpore's own; numpy has none
-_NUMPY_DTYPES = {mstype.float32: np.dtype(np.float32), mstype.float16: np.dtype(np.float16), mstype.bfloat16: _BFLOAT16,
-                 mstype.int32: np.dtype(np.int32), mstype.int64: np.dtype(np.int64)}
 
-
+@cache
 def numpy_dtype(dtype: mstype.Type) -> np.dtype:
-    """The numpy dtype whose arrays share memory with tensors of `dtype`."""
-    return _NUMPY_DTYPES[dtype]
+    """The numpy dtype whose arrays share memory with tensors of `dtype`; for bf16 it is MindSpore's own."""
+    return Tensor(0, dtype).asnumpy().dtype  # MindSpore's own table is deprecated and warns at every call
 
 
 class FlatBuffer:

@@ -13,8 +13,9 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import CheckpointConfig
-from mindspeed_llm.core.optimizer.optimizer import STATE_NAMES, Optimizer
+from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.core.sharding import OPTIMIZER_STATES
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.runtime.memory import from_numpy
@@ -85,7 +86,7 @@ def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer:
             for index, piece in enumerate(chunk_state.pieces):
                 saved = source.read_optimizer(parameters.specs[piece.name], parameters.tp_rank, parameters.tp_size,
                                               piece.start, piece.stop)
-                for name in STATE_NAMES:
+                for name in OPTIMIZER_STATES:
                     chunk_state.states[name][index].copy_(from_numpy(saved[name]))
         optimizer.step_count = source.extra["optimizer_steps"]
         scale.load_state(source.extra["loss_scale"])
@@ -115,7 +116,7 @@ def save(directory: str, progress: Progress, model: ModelConfig, parallel: Paral
     if with_optimizer and (optimizer.distributed or writes):
         entries |= checkpoint.write_optimizer_file(staging, [
             OptimizerShard(chunk_state.chunk.parameters.specs[piece.name], piece.start, piece.stop,
-                           {name: chunk_state.states[name][index].asnumpy() for name in STATE_NAMES
+                           {name: chunk_state.states[name][index].asnumpy() for name in OPTIMIZER_STATES
                             if not (name == "master" and params_dtype == "fp32")})
             for chunk_state in optimizer.chunk_states for index, piece in enumerate(chunk_state.pieces)],
             dp_rank=state.dp_cp.rank if optimizer.distributed else 0, **place)

@@ -68,8 +68,6 @@ def test_gradients_replace_or_add(npu, draw):
     p.linear_wgrad(grad, x, twice, False)
     p.linear_wgrad(grad, x, twice)
     assert_close(twice, once * 2)
-    p.accumulate(once, once.copy())
-    assert_close(twice, once)
 
 
 @pytest.mark.parametrize("step, weight_decay", [(1, 0.1), (7, 0.1), (1000, 0.0)])
@@ -88,8 +86,6 @@ def test_adamw(npu, draw, step, weight_decay, dtype):
     for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)
     assert names(npu.calls) == {"AdamWeightDecay"}
-    npu.primitives.scale(results[0][1], 0.5)
-    assert_close(results[0][1], results[1][1] * 0.5)
 
 
 def test_products_run_in_the_dtype_of_the_tensors(npu, draw):

@@ -28,7 +28,7 @@ from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLaye
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
 from mindspeed_llm.kernels import reference
 from mindspeed_llm.kernels.functions import build
-from mindspeed_llm.runtime import autograd, collectives
+from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import Group, hccl
 
 MODEL = ModelConfig(num_layers=1, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_query_groups=2,
@@ -147,8 +147,7 @@ def test_a_layer_with_tensor_and_sequence_parallelism(counted, npu, monkeypatch)
                       "dist.reduce_scatter_tensor": answer(lambda x: x.shape[0] // 2)}
     for name, real in (("dist", dist), ("mint", mint)):
         monkeypatch.setattr(hccl, name, Recorder(real, name, npu.emulators, npu.calls))
-    monkeypatch.setitem(collectives._state, "engine", hccl)
-    total = pass_through(*layer_of(Group("tp", (0, 1), 0)), LENGTH // 2, counted)
+    total = pass_through(*layer_of(Group("tp", (0, 1), 0, hccl)), LENGTH // 2, counted)
     assert total.pop("wait") == 4
     assert total == summed(FORWARD, BACKWARD, TURN_BACK, COMMUNICATION)
     assert total.total() == 59

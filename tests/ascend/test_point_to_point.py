@@ -18,7 +18,7 @@ from mindspeed_llm import kernels
 from mindspeed_llm.core.context_parallel.ring import _start_shift, ring_attention
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
 from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
-from mindspeed_llm.runtime import autograd, collectives, device
+from mindspeed_llm.runtime import autograd, device
 from mindspeed_llm.runtime.collectives import Group, finish_exchange, hccl
 
 FORWARD, BACKWARD = 1.0, 2.0
@@ -49,7 +49,6 @@ class Pipeline:
         self.members, self.inside = tuple(3 * rank + offset for rank in range(ranks)), inside
         self.recordings, self.done, self.expected, self.leaves = [], [], [], {}
         self._monkeypatch = monkeypatch
-        monkeypatch.setitem(collectives._state, "engine", hccl)
         monkeypatch.setattr(hccl, "mint", SimpleNamespace(empty=lambda shape, dtype: Thing(tuple(shape), dtype)))
         monkeypatch.setattr(autograd, "leaf", lambda tensor: Thing(tensor.shape, tensor.dtype, source=tensor))
         monkeypatch.setattr(autograd, "grad_of", lambda leaf: leaf.grad)
@@ -61,7 +60,7 @@ class Pipeline:
             recording = _record(Recording(self.members[rank]), self._monkeypatch)
             self.recordings.append(recording)
             losses = body([self._program(chunk * self.ranks + rank) for chunk in range(self.chunks)],
-                          Group("pp", self.members, rank))
+                          Group("pp", self.members, rank, hccl))
             assert [loss.what[2] for loss in losses] == (list(range(self.microbatches)) if rank == self.ranks - 1
                                                          else [])
             assert all(batch.waited for batch in recording.batches), "a handle was dropped"
@@ -162,7 +161,6 @@ def test_ring(size, packed, monkeypatch):
     """Forward and backward with real tensors; what is received stays zero."""
     device.setup()
     kernels.setup()
-    monkeypatch.setitem(collectives._state, "engine", hccl)
     monkeypatch.setattr(hccl, "mint", SimpleNamespace(
         empty=lambda shape, dtype: Tensor(np.zeros(shape, np.float32)).astype(dtype)))
     members, recordings = tuple(2 * rank + 1 for rank in range(size)), []
@@ -171,7 +169,7 @@ def test_ring(size, packed, monkeypatch):
         recordings.append(_record(Recording(members[rank]), monkeypatch))
         q, k, v = (autograd.leaf(Tensor(np.ones((4, 1, heads, 8), np.float32)).astype(ms.bfloat16))
                    for heads in (2, 1, 1))
-        out = ring_attention(q, k, v, 0.5, Group("cp", members, rank), bounds)
+        out = ring_attention(q, k, v, 0.5, Group("cp", members, rank, hccl), bounds)
         autograd.backward((out,), (out,))
         batches = recordings[-1].batches
         # Forward moves the keys on size - 1 times, backward again, with the gradients all the way round.
@@ -186,7 +184,7 @@ def test_rings_inside_pipelines(chunks, monkeypatch):
     pipelines = []
     for place in range(3):
         def turn(rank, place=place):
-            ring = Group(f"cp{rank}", tuple(3 * rank + member for member in range(3)), place)
+            ring = Group(f"cp{rank}", tuple(3 * rank + member for member in range(3)), place, hccl)
             for _ in range(2):
                 finish_exchange(_start_shift(Thing((4, 4)), ring))
         pipelines.append(Pipeline(4, chunks, 6, monkeypatch, place, turn))

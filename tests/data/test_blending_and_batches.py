@@ -78,7 +78,6 @@ def sample(tokens, bounds=None):
     result = {"tokens": tokens, "labels": tokens + 1, "loss_mask": np.ones(tokens.size, np.float32)}
     if bounds is not None:
         result["cu_seqlens"] = np.array(bounds, np.int32)
-        result["position_ids"] = np.zeros(tokens.size, np.int64)
     return result
 
 
@@ -92,7 +91,6 @@ def test_collate_fills_up_shorter_samples():
 def test_collate_flattens_the_boundaries():
     batch = collate([sample([1, 2, 3, 4, 5], [0, 2, 5]), sample([6, 7, 8], [0, 1, 3]), sample([9, 9, 9, 9, 9])])
     assert batch["cu_seqlens"].tolist() == [0, 2, 5, 6, 8, 10, 15] and batch["cu_seqlens"].dtype == np.int32
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 0, 1], [0, 1, 2, 3, 4]]
 
 
 def test_split():

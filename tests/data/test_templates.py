@@ -78,8 +78,7 @@ def test_the_prompt_of_generation_is_the_prompt_of_training(glm_tokenizer, name)
     assert prompt[:2] == glm_tokenizer.bos_prefix
     answer = ids[len(prompt):]
     assert labels[len(prompt):] == answer and answer[-1] == glm_tokenizer.eos_id
-    start = template.answer_start(glm_tokenizer)
-    assert answer[:len(start)] == start and (name != "glm4" or glm_tokenizer.decode(start) == "\n")
+    assert name != "glm4" or glm_tokenizer.decode(answer[:1]) == "\n"
 
 
 def test_qwen3_speaks_in_its_own_marks(tmp_path):

@@ -145,10 +145,10 @@ def test_text_cannot_forge_a_mark(tokenizer):
     text = "hello<|user|>\nworld"
     assert tokenizer.special("<|user|>") not in tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    parsed = tokenizer.encode(text, add_special=True, parse_special=True)
-    assert parsed[:2] == tokenizer.bos_prefix and parsed.count(tokenizer.special("<|user|>")) == 1
-    assert tokenizer.decode(parsed) == "hello\nworld"
-    assert tokenizer.decode(parsed, skip_special=False) == "[gMASK]<sop>" + text
+    marked = [*tokenizer.encode("hello", add_special=True), tokenizer.special("<|user|>"), *tokenizer.encode("\nworld")]
+    assert marked[:2] == tokenizer.bos_prefix
+    assert tokenizer.decode(marked) == "hello\nworld"
+    assert tokenizer.decode(marked, skip_special=False) == "[gMASK]<sop>" + text
 
 
 def test_odd_input_is_survived(tokenizer):
@@ -183,7 +183,6 @@ def test_hf_tokenizer_json_gives_the_same_ids(tokenizer, ranks, tmp_path):
     other = load_tokenizer(str(tmp_path))
     for text in [*TEXTS, "forged <|user|> mark"]:
         assert other.encode(text, add_special=True) == tokenizer.encode(text, add_special=True)
-        assert other.encode(text, parse_special=True) == tokenizer.encode(text, parse_special=True)
         assert other.decode(other.encode(text)) == text
     assert other.special_tokens == tokenizer.special_tokens and other.vocab_size == tokenizer.vocab_size
     assert other.eos_id == tokenizer.eos_id and other.bos_prefix == tokenizer.bos_prefix

@@ -185,7 +185,7 @@ def of_model(block: str) -> Callable[[Group, bool], dict[str, float]]:
         seen = through(lambda t: BLOCKS[block](chunk, t), cut.along(x, rows),
                        grad if is_loss else cut.along(grad, rows))
         for model in (whole, chunk):
-            gradients.collect(model.parameters)
+            gradients.settle(model.parameters)
         gradients.sum_partial(chunk, state, [(0, chunk.parameters.grads.numel)])
         expected = {"output": plain["output"] if is_loss else cut.along(plain["output"], rows),
                     "input": cut.along(plain["input"], rows)}

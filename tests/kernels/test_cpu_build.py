@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from mindspeed_llm.kernels.cpu import build
+from mindspeed_llm.runtime import cpp_build
 
 
 @pytest.fixture
@@ -19,21 +20,23 @@ def sources(tmp_path, monkeypatch):
 def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("MINDSPEED_LLM_CACHE", raising=False)
-    assert build.cache_dir() == tmp_path / "mindspeed_llm"
+    assert cpp_build.cache_dir() == tmp_path / "mindspeed_llm"
     monkeypatch.setenv("MINDSPEED_LLM_CACHE", str(tmp_path / "mine"))
-    assert build.cache_dir() == tmp_path / "mine"
+    assert cpp_build.cache_dir() == tmp_path / "mine"
 
 
-def test_key_follows_sources_compiler_flags_and_processor(cpu, sources, monkeypatch):
-    command = build.compiler()
-    first = build.cache_key(command)
-    assert build.cache_key(command) == first
+def test_path_follows_sources_compiler_flags_and_processor(cpu, sources, monkeypatch):
+    paths = [build.library_path()]
+    assert build.library_path() == paths[0]
     (sources / "ops.h").write_text((sources / "ops.h").read_text() + "\n")
-    second = build.cache_key(command)
-    assert second != first
-    monkeypatch.setattr(build, "_cpu_flags", lambda: "sse2")
-    assert build.cache_key(command) != second
-    assert build.cache_key([*command, "-g"]) != build.cache_key(command)
+    paths.append(build.library_path())
+    monkeypatch.setattr(cpp_build, "_processor", lambda: "sse2")
+    paths.append(build.library_path())
+    monkeypatch.setattr(build, "MODULE_FLAGS", ["-w"])
+    paths.append(build.library_path())
+    monkeypatch.setenv("CXX", " ".join([*cpp_build.compiler(), "-g"]))
+    paths.append(build.library_path())
+    assert len(set(paths)) == len(paths)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
@@ -41,7 +44,7 @@ def test_no_compiler_is_one_line(monkeypatch):
     module, reason = build.load()
     assert module is None and "no-such-compiler" in reason and "\n" not in reason
     monkeypatch.delenv("CXX")
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cpp_build.shutil, "which", lambda name: None)
     module, reason = build.load()
     assert module is None and "install g++" in reason
 

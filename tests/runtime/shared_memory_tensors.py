@@ -29,10 +29,11 @@ def compare_engines():
     # An engine that lacks one of the functions of the other would fail at a user's first use of it.
     public = [name for name, value in vars(mccl).items()
               if getattr(value, "__module__", "") == mccl.__name__ and not name.startswith("_")]
-    assert all(hasattr(cpu, name) and (name in ("init", "barrier") or hasattr(shared_memory, name)) for name in public)
-    same(collectives.finish(cpu.start_all_reduce(matrix, world)), mccl.all_reduce(matrix, world, "sum"))
-    same(collectives.finish(cpu.start_reduce_scatter(matrix, world)), mccl.reduce_scatter(matrix, world))
-    same(collectives.finish(cpu.start_all_gather(matrix, world)), mccl.all_gather(matrix, world))
+    assert all(hasattr(cpu, name) and (name == "init" or hasattr(shared_memory, name)) for name in public)
+    assert world.engine is shared_memory and cpu.engine_of((0, size)) is cpu
+    same(collectives.finish(collectives.start_all_reduce(matrix, world)), mccl.all_reduce(matrix, world, "sum"))
+    same(collectives.finish(collectives.start_reduce_scatter(matrix, world)), mccl.reduce_scatter(matrix, world))
+    same(collectives.finish(collectives.start_all_gather(matrix, world)), mccl.all_gather(matrix, world))
     for dtype in (ms.bool_, ms.uint8, ms.int8, ms.float64, ms.int64):
         gathered = shared_memory.all_gather(Tensor(np.array([rank, 1])).astype(dtype), world)
         assert gathered.dtype == dtype and gathered.asnumpy().tolist() == [0, 1, 1, 1]
@@ -52,7 +53,8 @@ def compare_engines():
             raise AssertionError(f"no error about {wrong}")
         except ValueError as error:
             assert wrong in str(error)
-    cpu.barrier()
+    mccl.barrier(world)
+    collectives.barrier()
 
 
 def mixed_ways(messages, world):

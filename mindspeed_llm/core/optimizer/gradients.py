@@ -17,15 +17,14 @@ from mindspeed_llm.runtime.collectives import Group, all_gather, all_reduce
 from mindspeed_llm.runtime.memory import FlatBuffer, from_numpy
 
 
-def collect(parameters: ParameterSet) -> None:
-    """Make every `main_grad` whole: nothing left of the step before, and with what the tape left on the parameters
-    (operators without a fused accumulation).
+def settle(parameters: ParameterSet) -> None:
+    """Leave nothing of the step before in any `main_grad`. Raises RuntimeError when an operator left a parameter's
+    gradient to the tape: it would be lost.
     """
-    for tensor in parameters.trainable.values():
+    for name, tensor in parameters.trainable.items():
         autograd.settle_grad(tensor)
-        grad = autograd.take_grad(tensor)
-        if grad is not None:
-            kernels.primitives().accumulate(tensor.main_grad, grad)
+        if autograd.grad_of(tensor) is not None:
+            raise RuntimeError(f"{name}: an operator left its gradient to the tape: use autograd.accumulate_grad")
 
 
 def sum_across_stages(chunk: GPTModel, state: ParallelState) -> None:

@@ -17,11 +17,9 @@ from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.optimizer.reduction import GradientReducer, shard
 from mindspeed_llm.core.parallel_state import ParallelState
-from mindspeed_llm.core.sharding import UNDER_WAY
+from mindspeed_llm.core.sharding import OPTIMIZER_STATES, UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_gather
 from mindspeed_llm.runtime.memory import FlatBuffer
-
-STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class ChunkState:
         groups = [[(piece.length,)] for piece in self.pieces]
         self.shares_masters = parameters.dtype == mstype.float32
         self.states: dict[str, list[Tensor]] = {}
-        for name in STATE_NAMES:
+        for name in OPTIMIZER_STATES:
             if name == "master" and self.shares_masters:
                 self.states[name] = [parameters.buffer.slice(piece.offset, piece.offset + piece.length)
                                      for piece in self.pieces]
@@ -141,7 +139,7 @@ class Optimizer:
     def _reduce(self) -> None:
         for chunk_state, reducer in zip(self.chunk_states, self._reducers, strict=True):
             chunk = chunk_state.chunk
-            gradients.collect(chunk.parameters)
+            gradients.settle(chunk.parameters)
             gradients.sum_across_stages(chunk, self.state)
             reducer.finish()
             gradients.sum_partial(chunk, self.state, chunk_state.shards)
@@ -156,7 +154,7 @@ class Optimizer:
         buffer, grads = parameters.buffer, parameters.grads
         for index, piece in enumerate(chunk_state.pieces):
             end = piece.offset + piece.length
-            master, exp_avg, exp_avg_sq = (chunk_state.states[name][index] for name in STATE_NAMES)
+            master, exp_avg, exp_avg_sq = (chunk_state.states[name][index] for name in OPTIMIZER_STATES)
             values = master if chunk_state.shares_masters else buffer.slice(piece.offset, end)
             kernels.primitives().adamw(
                 values, master, grads.slice(piece.offset, end), exp_avg, exp_avg_sq, lr=lr, beta1=config.adam_beta1,

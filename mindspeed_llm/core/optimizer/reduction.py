@@ -42,8 +42,8 @@ class GradientReducer:
     def finish(self) -> None:
         """Start what has not started, wait for all, and put the sums into the flat buffer, a few buckets at a time.
 
-        Of the model-parallel sums of `gradients`, those across stages must have been made before; all others are to be
-        made after, on this rank's shards: sums over different groups may be taken in either order.
+        `gradients.sum_across_stages` comes before, `gradients.sum_partial` after, on this rank's shards: sums over
+        different groups may be taken in either order.
         """
         early = set(self._started)
         for number in range(len(self.chunk.parameters.buckets)):

@@ -12,7 +12,7 @@ from mindspore import dtype as mstype
 from mindspore.ops.auto_generate import MatMul, RmsNormGrad
 
 PRIMITIVES = ("linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "embedding_fwd", "embedding_wgrad",
-              "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "accumulate", "add")
+              "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "add")
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,11 +75,6 @@ def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_gra
 def add(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`: the residual connection."""
     return mint.add(x, y)
-
-
-def accumulate(target: Tensor, source: Tensor) -> None:
-    """`target` fp32 += `source`, in place."""
-    target.add_(source)
 
 
 def _put(target: Tensor, source: Tensor, accumulate: bool) -> None:

@@ -1,4 +1,4 @@
-"""AdamW and the sum of squares on Ascend; contracts are the docstrings of the same names in `reference`."""
+"""AdamW on Ascend; the contract is the docstring of the same name in `reference`."""
 
 import math
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 from mindspore import Tensor
 from mindspore.ops.auto_generate import AdamWeightDecay
 
-PRIMITIVES = ("adamw", "scale")
+PRIMITIVES = ("adamw",)
 
 
 def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, beta1: float,
@@ -21,11 +21,6 @@ def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_
     _adam_weight_decay()(master, exp_avg, exp_avg_sq, rate, beta1, beta2, eps * correction, decay, grad * grad_scale)
     if param is not master:
         param.copy_(master)
-
-
-def scale(x: Tensor, factor: float) -> None:
-    """`x (n)` fp32 *= factor, in place."""
-    x.mul_(factor)
 
 
 @cache

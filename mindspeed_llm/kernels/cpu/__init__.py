@@ -1,7 +1,7 @@
 """The CPU backend: the primitives of `mindspeed_llm.kernels` in C++ (sources in `src/`, built by `build.py`).
 
 `load()` fills this module with the primitives; their contract is the docstrings of `mindspeed_llm.kernels.reference`.
-They accept float32 and bfloat16 (`adamw`, `accumulate` and `embedding_fwd` float16 too), raise TypeError for another
+They accept float32 and bfloat16 (`adamw` and `embedding_fwd` float16 too), raise TypeError for another
 dtype and ValueError for a shape that does not fit, and read non-contiguous inputs through a contiguous copy; targets
 written in place must be contiguous. All arithmetic is in fp32, sums of squares in fp64. Products of bf16 are summed in
 fp32; AMX and AVX-512 BF16 take subnormal numbers for zero in them. With AMX an fp32 product is the sum of six products of
@@ -23,7 +23,7 @@ from mindspeed_llm.config.errors import UserError
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
     "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
-    "embedding_fwd", "embedding_wgrad", "adamw", "accumulate", "add", "scale", "attention_cached",
+    "embedding_fwd", "embedding_wgrad", "adamw", "add", "attention_cached",
 )
 
 _module = None

@@ -1,5 +1,5 @@
 """The reference kernels: MindSpore operations and formulas, slow and obvious. The oracle of the tests, and what runs on CPU
-when there is no compiler. See `kernels/__init__.py` for the contract of each primitive.
+when there is no compiler. The docstrings of the functions here are the contract of the primitives, for every backend.
 
 MindSpore's CPU operators have no bf16 matmul or softmax, so on CPU these kernels compute in fp32 and round the result to the
 input's dtype.
@@ -7,7 +7,6 @@ input's dtype.
 
 from mindspeed_llm.kernels.reference.attention import attention_bwd, attention_cached, attention_fwd
 from mindspeed_llm.kernels.reference.dense import (
-    accumulate,
     add,
     add_rms_norm_fwd,
     bias_grad,
@@ -22,12 +21,12 @@ from mindspeed_llm.kernels.reference.dense import (
     swiglu_fwd,
 )
 from mindspeed_llm.kernels.reference.loss import cross_entropy_grad, cross_entropy_stats
-from mindspeed_llm.kernels.reference.optimizer import adamw, scale, sum_squares
+from mindspeed_llm.kernels.reference.optimizer import adamw, sum_squares
 from mindspeed_llm.kernels.reference.rotary import qkv_rope_bwd, qkv_rope_fwd, rope
 
 __all__ = [
-    "accumulate", "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_cached", "attention_fwd", "bias_grad",
+    "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_cached", "attention_fwd", "bias_grad",
     "cross_entropy_grad", "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
-    "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "scale", "sum_squares", "swiglu_bwd",
+    "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "sum_squares", "swiglu_bwd",
     "swiglu_fwd",
 ]

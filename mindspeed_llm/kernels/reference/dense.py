@@ -101,11 +101,6 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return mint.add(x, y)
 
 
-def accumulate(target: Tensor, source: Tensor) -> None:
-    """`target` fp32 += `source`, in place, into the target's own memory."""
-    put(target, source, True)
-
-
 def put(target: Tensor, source: Tensor, accumulate: bool) -> None:
     """`target` fp32 += `source`, or = without `accumulate`, in place."""
     # copy_ writes through to memory shared with numpy; add_ does not.

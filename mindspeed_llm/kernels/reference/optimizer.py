@@ -28,8 +28,3 @@ def sum_squares(tensors: list[Tensor]) -> Tensor:
     """
     sums = [mint.square(x).sum() for x in tensors]
     return mint.cat([part.reshape(1) for part in sums]).sum().reshape(1) if sums else mint.zeros((1,), dtype=mstype.float32)
-
-
-def scale(x: Tensor, factor: float) -> None:
-    """`x (n)` fp32 *= factor, in place."""
-    x.copy_(x * factor)

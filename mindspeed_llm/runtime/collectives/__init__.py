@@ -1,15 +1,16 @@
-"""Collective communication: one interface, two engines.
+"""Collective communication: one interface, and for every group an engine that carries it.
 
-`hccl` is MindSpore's native set on Ascend. On CPU, `cpu` sends within one machine through `shared_memory` and across
-machines through `mccl`, which builds what MindSpore's engine there lacks. Every function takes its group explicitly and
+`hccl` is MindSpore's native set on Ascend. On CPU, `shared_memory` serves groups within one machine and `cpu` those that
+cross machines, over `mccl`, which builds what MindSpore's engine there lacks. Every function takes its group explicitly and
 is the identity for a group of one, so a single process needs no communication library at all. Tensors are cut and
 joined along axis 0. Nothing here is differentiable: gradients are the business of `core/tensor_parallel/layers.py`
 and its neighbours.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from types import ModuleType
 
 from mindspore import Tensor
 
@@ -18,11 +19,14 @@ from mindspeed_llm.runtime import device
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that communicate. `ranks` are global, `rank` is this process's place among them."""
+    """Ranks that communicate. `ranks` are global, `rank` is this process's place among them; `engine` is the module that
+    serves them, None for a group of one.
+    """
 
     name: str
     ranks: tuple[int, ...]
     rank: int
+    engine: ModuleType | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -30,7 +34,7 @@ class Group:
         return len(self.ranks)
 
 
-_state = {"engine": None, "world": Group("world", (0,), 0)}
+_state = {"device": None, "world": Group("world", (0,), 0)}
 _groups: dict[tuple[int, ...], Group] = {}
 
 
@@ -46,10 +50,12 @@ def first_rank_on_node() -> int:
 
 def init() -> Group:
     """Join the job that `msrun` started (RANK_SIZE above 1) and return the world group; one process: a group of one."""
-    if _state["engine"] is None and launched_ranks() > 1:
-        engine = import_module(f"{__name__}.{'cpu' if device.on_cpu() else 'hccl'}")
-        rank, size = engine.init()
-        _state.update(engine=engine, world=Group(engine.WORLD, tuple(range(size)), rank))
+    if _state["device"] is None and launched_ranks() > 1:
+        communication = import_module(f"{__name__}.{'cpu' if device.on_cpu() else 'hccl'}")
+        rank, size = communication.init()
+        ranks = tuple(range(size))
+        _state.update(device=communication,
+                      world=Group(communication.WORLD, ranks, rank, communication.engine_of(ranks)))
     return _state["world"]
 
 
@@ -66,9 +72,10 @@ def new_group(name: str, ranks: tuple[int, ...]) -> Group:
     if ranks == world().ranks:
         return world()
     if ranks not in _groups:
-        if len(ranks) > 1:
-            _state["engine"].create_group(name, ranks)
-        _groups[ranks] = Group(name, ranks, ranks.index(world().ranks[world().rank]))
+        engine = _state["device"].engine_of(ranks) if len(ranks) > 1 else None
+        if engine is not None:
+            engine.create_group(name, ranks)
+        _groups[ranks] = Group(name, ranks, ranks.index(world().ranks[world().rank]), engine)
     return _groups[ranks]
 
 
@@ -76,32 +83,32 @@ def all_reduce(tensor: Tensor, group: Group, op: str = "sum") -> Tensor:
     """Sum (or `max`) of every rank's tensor, on every rank. Same shape and dtype; on CPU the sum of bf16/fp16
     is taken in fp32.
     """
-    return tensor if group.size == 1 else _state["engine"].all_reduce(tensor, group, op)
+    return tensor if group.size == 1 else group.engine.all_reduce(tensor, group, op)
 
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
     """`(n, ...)` of every rank, joined along axis 0 in rank order: `(size * n, ...)`."""
-    return tensor if group.size == 1 else _state["engine"].all_gather(tensor, group)
+    return tensor if group.size == 1 else group.engine.all_gather(tensor, group)
 
 
 def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
     """Sum over ranks of `(size * n, ...)`, of which rank r keeps rows r*n to (r+1)*n."""
-    return tensor if group.size == 1 else _state["engine"].reduce_scatter(tensor, group)
+    return tensor if group.size == 1 else group.engine.reduce_scatter(tensor, group)
 
 
 def start_all_reduce(tensor: Tensor, group: Group):
     """`all_reduce` (sum) that may go on while the caller computes; returns a handle for `finish`."""
-    return (tensor, None) if group.size == 1 else _state["engine"].start_all_reduce(tensor, group)
+    return (tensor, None) if group.size == 1 else group.engine.start_all_reduce(tensor, group)
 
 
 def start_all_gather(tensor: Tensor, group: Group):
     """`all_gather` that may go on while the caller computes; returns a handle for `finish`."""
-    return (tensor, None) if group.size == 1 else _state["engine"].start_all_gather(tensor, group)
+    return (tensor, None) if group.size == 1 else group.engine.start_all_gather(tensor, group)
 
 
 def start_reduce_scatter(tensor: Tensor, group: Group):
     """`reduce_scatter` that may go on while the caller computes; returns a handle for `finish`."""
-    return (tensor, None) if group.size == 1 else _state["engine"].start_reduce_scatter(tensor, group)
+    return (tensor, None) if group.size == 1 else group.engine.start_reduce_scatter(tensor, group)
 
 
 def finish(handle) -> Tensor:
@@ -114,12 +121,12 @@ def finish(handle) -> Tensor:
 
 def broadcast(tensor: Tensor, group: Group, source: int = 0) -> Tensor:
     """The tensor of group member `source`, on every rank; the others' tensors give shape and dtype."""
-    return tensor if group.size == 1 else _state["engine"].broadcast(tensor, group, source)
+    return tensor if group.size == 1 else group.engine.broadcast(tensor, group, source)
 
 
 def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
     """Send `parts[r]` to member r; returns what each member sent here, in rank order. Parts have equal shapes."""
-    return parts if group.size == 1 else _state["engine"].all_to_all(parts, group)
+    return parts if group.size == 1 else group.engine.all_to_all(parts, group)
 
 
 def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[int, ...], object, int]],
@@ -129,15 +136,16 @@ def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[i
     All messages of one call are under way together, so neighbours may send to each other at once without deadlock.
     Returns a handle for `finish_exchange`; communication may go on while the caller computes.
     """
-    return _state["engine"].start_exchange(sends, receives, group)
+    return group.engine, group.engine.start_exchange(sends, receives, group)
 
 
 def finish_exchange(handle) -> list[Tensor]:
     """Wait for the messages of `start_exchange`; returns the received tensors in the order asked for."""
-    return _state["engine"].finish_exchange(handle)
+    engine, messages = handle
+    return engine.finish_exchange(messages)
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if world().size > 1:
-        _state["engine"].barrier()
+        world().engine.barrier(world())

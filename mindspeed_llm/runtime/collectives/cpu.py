@@ -1,66 +1,41 @@
-"""Collectives on CPU: shared memory between the ranks of one host, MCCL for groups and messages that cross hosts."""
+"""Collectives on CPU. Groups within one host are `shared_memory`'s. This module is the engine of those that cross hosts:
+MCCL, but for messages between two ranks of one host.
+"""
+
+import sys
+from types import ModuleType
 
 from mindspore import Tensor
 
 from mindspeed_llm.runtime.collectives import Group, mccl, shared_memory
-
-WORLD = mccl.WORLD
-_state = {"world": None}
+from mindspeed_llm.runtime.collectives.mccl import (  # noqa: F401
+    WORLD,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    barrier,
+    broadcast,
+    create_group,
+    reduce_scatter,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
 
 
 def init() -> tuple[int, int]:
     """Join the job; returns (rank, world size). Rank 0 says so, in one line, when shared memory cannot be used."""
     rank, size = mccl.init()
-    _state["world"] = world = Group(WORLD, tuple(range(size)), rank)
-    reason = shared_memory.init(rank, size, lambda tensor: mccl.all_gather(tensor, world))
+    world = Group(WORLD, tuple(range(size)), rank)
+    reason = shared_memory.init(rank, size, lambda tensor: all_gather(tensor, world))
     if reason and rank == 0:
         print(f"collectives: MCCL only, shared memory is not used ({reason})", flush=True)
     return rank, size
 
 
-def create_group(name: str, ranks: tuple[int, ...]) -> None:
-    """Create a communication group; members only, same order on each."""
-    (shared_memory if shared_memory.supports(ranks) else mccl).create_group(name, ranks)
-
-
-def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
-    """See the package."""
-    return _engine(group).all_reduce(tensor, group, op)
-
-
-def all_gather(tensor: Tensor, group: Group) -> Tensor:
-    """See the package."""
-    return _engine(group).all_gather(tensor, group)
-
-
-def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
-    """See the package."""
-    return _engine(group).reduce_scatter(tensor, group)
-
-
-def start_all_reduce(tensor: Tensor, group: Group):
-    """See the package."""
-    return _engine(group).start_all_reduce(tensor, group)
-
-
-def start_all_gather(tensor: Tensor, group: Group):
-    """See the package."""
-    return _engine(group).start_all_gather(tensor, group)
-
-
-def start_reduce_scatter(tensor: Tensor, group: Group):
-    """See the package."""
-    return _engine(group).start_reduce_scatter(tensor, group)
-
-
-def broadcast(tensor: Tensor, group: Group, source: int) -> Tensor:
-    """See the package."""
-    return _engine(group).broadcast(tensor, group, source)
-
-
-def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
-    """See the package."""
-    return _engine(group).all_to_all(parts, group)
+def engine_of(ranks: tuple[int, ...]) -> ModuleType:
+    """The engine of a group of these global ranks."""
+    return shared_memory if shared_memory.supports(ranks) else sys.modules[__name__]
 
 
 def start_exchange(sends, receives, group: Group):
@@ -78,18 +53,6 @@ def finish_exchange(handle) -> list[Tensor]:
     from_near = iter(shared_memory.finish_exchange(near) if near else ())
     from_far = iter(mccl.finish_exchange(far) if far else ())
     return [next(from_near if is_near else from_far) for is_near in order]
-
-
-def barrier() -> None:
-    """See the package."""
-    if shared_memory.supports(_state["world"].ranks):
-        shared_memory.barrier(_state["world"])
-    else:
-        mccl.barrier()
-
-
-def _engine(group: Group):
-    return shared_memory if shared_memory.supports(group.ranks) else mccl
 
 
 def _is_near(member: int, group: Group) -> bool:

@@ -4,6 +4,9 @@ Reductions and gathers give back a new tensor, which MindSpore documents as the 
 place: one call from Python, where filling a tensor is two. The other functions work in place only.
 """
 
+import sys
+from types import ModuleType
+
 from mindspore import Tensor, communication, mint
 from mindspore.ops import communication as dist
 
@@ -17,6 +20,11 @@ def init() -> tuple[int, int]:
     communication.init("hccl")
     dist.set_comm_ops_inplace(False, ["all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor"])
     return communication.get_rank(), communication.get_group_size()
+
+
+def engine_of(_ranks: tuple[int, ...]) -> ModuleType:
+    """The engine of a group of these global ranks: this one."""
+    return sys.modules[__name__]
 
 
 def create_group(name: str, ranks: tuple[int, ...]) -> None:
@@ -86,9 +94,9 @@ def finish_exchange(handle) -> list[Tensor]:
     return received
 
 
-def barrier() -> None:
-    """See the package."""
-    dist.barrier(group=WORLD)
+def barrier(group: Group) -> None:
+    """Wait for all members."""
+    dist.barrier(group=group.name)
 
 
 def _all_gather(tensor: Tensor, group: Group, async_op: bool):

@@ -129,9 +129,9 @@ def finish_exchange(handle) -> list[Tensor]:
     return [Tensor.from_numpy(array) for array in received]
 
 
-def barrier() -> None:
-    """See the package. A sum of one element: cheaper here than the engine's own barrier, and as strict."""
-    dist.all_reduce(Tensor(np.zeros(1, np.float32)), group=WORLD)
+def barrier(group: Group) -> None:
+    """Wait for all members. A sum of one element: cheaper here than the engine's own barrier, and as strict."""
+    dist.all_reduce(Tensor(np.zeros(1, np.float32)), group=group.name)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,21 +1,19 @@
 """Collectives on CPU between ranks of one host, through shared memory: results are exact and the same on every rank.
 
-`cpu` uses it beside `mccl`, which serves what crosses hosts: `init` joins, `supports` and `reaches` say what can be
-served here. Sums are taken in rank order, those of bf16 and fp16 in fp32 with one rounding. See runtime/shared_memory.
+`cpu` and `mccl` serve what crosses hosts: `init` joins, `supports` and `reaches` say what can be served here. Sums are taken in rank order, those of bf16 and fp16 in fp32 with one rounding. See runtime/shared_memory.
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm.runtime.collectives import Group
+from mindspeed_llm.runtime.memory import numpy_dtype
 from mindspeed_llm.runtime.shared_memory import transport as transports
 
-_CODES = {mstype.float32: 0, mstype.bfloat16: 1, mstype.float16: 2, mstype.int32: 3, mstype.int64: 4,
-          mstype.float64: 5}
+_CODES = {getattr(mstype, name): code for name, code in transports.DTYPE_CODES.items()}
 
 _state: dict[str, transports.Transport | None] = {"transport": None}
 
@@ -50,12 +48,6 @@ def reaches(rank: int) -> bool:
 def create_group(name: str, ranks: tuple[int, ...]) -> None:
     """Create a communication group; members only."""
     _state["transport"].group(name, ranks)
-
-
-def leave() -> None:
-    """Tell the peers that this rank will not take part any more: those waiting for it get an error at once."""
-    if _state["transport"] is not None:
-        _state["transport"].leave()
 
 
 def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
@@ -173,10 +165,4 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 
 def _empty(shape, dtype) -> Tensor:
-    return Tensor.from_numpy(np.empty(shape, _numpy_dtype(dtype)))
-
-
-@cache
-def _numpy_dtype(dtype) -> np.dtype:
-    # Any type, also those of masks and token ids; MindSpore's own table is deprecated and warns at every call.
-    return Tensor(np.zeros(1, np.float32)).astype(dtype).asnumpy().dtype
+    return Tensor.from_numpy(np.empty(shape, numpy_dtype(dtype)))

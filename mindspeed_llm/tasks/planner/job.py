@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.model import LocalHeads, ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
@@ -14,7 +15,6 @@ from mindspeed_llm.core.transformer.parts import ActivationSizes
 
 ASCEND, CPU = "Ascend", "CPU"
 TARGETS = (ASCEND, CPU)
-DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Job:
     @property
     def element(self) -> int:
         """Bytes of a parameter or activation element."""
-        return DTYPE_BYTES[self.train.params_dtype]
+        return NUMPY_DTYPES[self.train.params_dtype].itemsize
 
     @property
     def tokens(self) -> int:

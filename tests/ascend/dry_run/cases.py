@@ -117,8 +117,6 @@ def primitives(dtype: str) -> None:
         assert [grad.shape for grad in grads] == [q.shape, k.shape, k.shape]
     flat = [made(10, dtype=wide) for _ in range(4)]
     p.adamw(made(10), *flat, lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=1, grad_scale=1.0)
-    p.scale(flat[0], 2.0)
-    p.accumulate(flat[0], flat[1])
 
 
 def differentiable(dtype: str) -> None:
