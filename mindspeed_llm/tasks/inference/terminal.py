@@ -11,7 +11,7 @@ from mindspeed_llm.data.tokenizer import Tokenizer
 from mindspeed_llm.runtime.collectives import Group, broadcast
 from mindspeed_llm.runtime.memory import from_numpy
 
-HEARTBEAT = 5.0  # seconds; the CPU engine gives a rank that waits in a collective up after 30
+HEARTBEAT = 5.0  # seconds; the CPU engine gives a rank that waits in a collective up after 600 by default
 
 _NOTHING_YET, _END = -2, -1
 
