@@ -73,6 +73,18 @@ def test_layouts_give_the_same_mcore_tensors(tmp_path) -> None:
     assert np.array_equal(cast(found, "bf16", "fp32"), np.full(SIZES["hidden"], 3, np.float32))
 
 
+def test_tied_embeddings_have_no_output_layer(tmp_path) -> None:
+    config, tensors = LAYOUTS["qwen3"]
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    hf = write_hf(tmp_path / "hf", config | {"tie_word_embeddings": True}, tensors, "bf16")
+    to_mcore(hf, tmp_path / "mg", model_type_hf="qwen3", target_tensor_parallel_size=2, target_pipeline_parallel_size=2)
+    with open_checkpoint(tmp_path / "mg") as checkpoint:
+        assert not checkpoint.model_config.untie_embeddings_and_output_weights
+        assert "output_layer.weight" not in checkpoint.names()
+    to_hf(tmp_path / "mg", hf, model_type_hf="qwen3")
+    assert_same_directory(hf, hf / "mg2hf")
+
+
 def test_pairs_of_qwen3_become_neighbours(tmp_path) -> None:
     """Rows 0..3 of a head, of which (0, 2) and (1, 3) are pairs, become 0, 2, 1, 3; those of v stay."""
     config, tensors = LAYOUTS["qwen3"]
