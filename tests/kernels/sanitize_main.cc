@@ -107,8 +107,6 @@ void optimizer(int dt, i64 n) {
   for (i64 i = 0; i < n; ++i) v.f()[i] = std::fabs(v.f()[i]);
   const AdamW settings{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1e-2f, 4.0f, 1.0f};
   op_adamw(dt, p.p(), w.f(), g.f(), m.f(), v.f(), n, settings);
-  op_accumulate(dt, w.f(), p.p(), n);
-  op_scale(w.f(), 0.5f, n);
   finite("adamw", kF32, w);
   if (!std::isfinite(op_sum_squares(w.f(), n))) std::exit(1);
 }

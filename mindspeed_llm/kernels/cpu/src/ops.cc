@@ -203,19 +203,9 @@ double op_sum_squares(const float *x, i64 n) {
   return total;
 }
 
-void op_accumulate(int dt, float *dst, const void *src, i64 n) {
-  const Isa &f = isa();
-  parallel_elements(n, [&](i64 b, i64 e) { f.accumulate(dt, dst + b, at(src, b, dt), e - b); });
-}
-
 void op_add(int dt, const void *x, const void *y, void *out, i64 n) {
   const Isa &f = isa();
   parallel_elements(n, [&](i64 b, i64 e) { f.add(dt, at(x, b, dt), at(y, b, dt), at(out, b, dt), e - b); });
-}
-
-void op_scale(float *x, float factor, i64 n) {
-  const Isa &f = isa();
-  parallel_elements(n, [&](i64 b, i64 e) { f.scale(x + b, factor, e - b); });
 }
 
 }  // namespace msl

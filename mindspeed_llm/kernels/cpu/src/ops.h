@@ -36,9 +36,7 @@ void op_embedding_wgrad(int dt, const void *g, const int32_t *ids, float *main_g
                         i64 start, bool accumulate);
 void op_adamw(int dt, void *param, float *master, const float *grad, float *m, float *v, i64 n, const AdamW &p);
 double op_sum_squares(const float *x, i64 n);
-void op_accumulate(int dt, float *dst, const void *src, i64 n);
 void op_add(int dt, const void *x, const void *y, void *out, i64 n);
-void op_scale(float *x, float factor, i64 n);
 
 // cu_seqlens: n + 1 ascending borders starting at 0, or null. Fill a.dt, sizes, scale, pointers; the rest is set
 // inside.
