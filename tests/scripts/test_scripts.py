@@ -131,6 +131,7 @@ def test_a_run_that_saved_resumes(recorder):
 
 
 @pytest.mark.parametrize("script, variable", [("generate_glm4_9b_ms.sh", "CHECKPOINT"),
+                                              ("generate_glm4_9b_ms.sh", "CKPT_LOAD_DIR"),
                                               ("evaluate_glm4_9b_ms.sh", "CHECKPOINT"),
                                               ("evaluate_glm4_9b_ms.sh", "CKPT_LOAD_DIR"),
                                               ("evalute_glm4_9b_ms.sh", "CHECKPOINT")])

@@ -6,7 +6,7 @@ NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 NPUS_PER_NODE=${NPUS_PER_NODE:-2}     # devices; on CPU: processes
 
-CHECKPOINT=${CHECKPOINT:-./model_weights/glm4_mcore/}
+CHECKPOINT=${CHECKPOINT:-${CKPT_LOAD_DIR:-./model_weights/glm4_mcore/}}
 TOKENIZER_PATH=${TOKENIZER_PATH:-./model_from_hf/glm4_hf/}
 
 DTYPE=${DTYPE:-bf16}     # bf16, fp32 or fp16
