@@ -20,7 +20,7 @@ _BLOCK_ROWS = 4096  # a whole-model tensor is drawn in blocks of rows, so that a
 class Bucket:
     """A range of the flat buffers that is reduced and gathered as one message, and the (trainable) parameters in it.
 
-    `late`: their gradients are complete only when backward has ended.
+    `late`: their gradients are reduced when backward has ended.
     """
 
     start: int

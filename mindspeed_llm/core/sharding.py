@@ -68,8 +68,8 @@ class TensorSpec:
 
     @property
     def late(self) -> bool:
-        """Whether the gradient is complete only when backward has ended: what is shared as a whole may get it from the
-        tape instead of a fused accumulation, or waits for another stage.
+        """Whether its gradient is reduced when backward has ended, in the last bucket: that of a tied embedding waits for
+        another stage; norms, whose gradients are whole earlier but small, are kept with it.
         """
         return self.shared is not None and self.shared.rows is None
 

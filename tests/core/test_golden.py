@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from mindspore import Tensor
 
 from mindspeed_llm import kernels
-from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.runtime import autograd, device
+from mindspeed_llm.runtime import device
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial
 
@@ -15,26 +13,10 @@ FULL_BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "rec
 FULL_UNIFORM = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request, monkeypatch):
-    device.setup()
-    monkeypatch.setenv("MINDSPEED_LLM_KERNELS", request.param)
-    try:
-        kernels.setup()
-    except UserError as error:
-        pytest.skip(str(error))
-    return request.param
-
-
 def test_logits_and_loss(backend):
     golden = Golden()
     trial = Trial(golden, ParallelConfig(), micro_batch=len(golden["ids"]))
-    trial.load()
-    (model,), (micro,) = trial.chunks, trial.micro_batches
-    with autograd.no_grad():
-        hidden = model.hidden_states(Tensor(micro.tokens), model.training_context(micro.seq_length))
-        logits = model.logits(hidden).asnumpy().transpose(1, 0, 2)
-        loss = float(trial.objective.loss(model, hidden, micro))
+    logits, loss = trial.logits_and_loss()
     assert np.abs(logits - golden["logits"]).max() < 1e-5
     assert abs(loss - golden["loss"]) < 1e-5
 

@@ -16,7 +16,7 @@ from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
 from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
-from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime import autograd, device
 from mindspeed_llm.training.objectives.objective import Sample
 from mindspeed_llm.training.objectives.pretraining import Pretraining
 from mindspeed_llm.training.passes import mean_loss, stage_programs
@@ -75,6 +75,15 @@ class Trial:
     def optimizer(self, config: OptimizerConfig) -> Optimizer:
         """A fresh optimizer of the chunks."""
         return Optimizer(self.chunks, config, self.state, self.parallel.use_distributed_optimizer)
+
+    def logits_and_loss(self) -> tuple[np.ndarray, float]:
+        """Logits `(B, S, V)` and loss of the batch from the recorded weights; of one process and a single micro-batch."""
+        self.load()
+        (model,), (micro,) = self.chunks, self.micro_batches
+        with autograd.no_grad():
+            hidden = model.hidden_states(Tensor(micro.tokens), model.training_context(micro.seq_length))
+            return (model.logits(hidden).asnumpy().transpose(1, 0, 2),
+                    float(self.objective.loss(model, hidden, micro)))
 
     def forward_backward(self) -> float:
         """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
