@@ -1,6 +1,7 @@
 """Reading a checkpoint under any parallel split: every tensor is put together from the files that hold parts of it."""
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -94,6 +95,13 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the weights by their checksums; another parallel layout has another one."""
+        weights = sorted([name, relative, tensor["dtype"], tensor["global_shape"], tensor["crc32"]]
+                         for (name, state), holders in self._held.items() if state == "weight"
+                         for relative, _, tensor in holders)
+        return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Global names of all weights."""

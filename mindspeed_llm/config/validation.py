@@ -60,7 +60,8 @@ def _preference_notes(configs: Configs) -> list[str]:
         ignored = {field.name: "only --stage dpo has it" for field in fields(preference)}
     else:
         kind = preference.dpo_loss_type
-        ignored = {} if preference.needs_reference else {"ref_model": f"--dpo-loss-type {kind} has no reference model"}
+        ignored = {} if preference.needs_reference else dict.fromkeys(
+            ("ref_model", "precompute_ref"), f"--dpo-loss-type {kind} has no reference model")
         ignored |= {} if kind == "sigmoid" else {"dpo_label_smoothing": f"--dpo-loss-type {kind} has none"}
         ignored |= {} if kind == "simpo" else {"gamma_beta_ratio": f"--dpo-loss-type {kind} has no target margin"}
         ignored |= {"is_instruction_dataset": "--stage dpo reads pairs"}

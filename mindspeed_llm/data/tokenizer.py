@@ -32,6 +32,7 @@ GLM4_SPECIAL_TOKENS = (
 )
 GLM4_PREFIX = ("[gMASK]", "<sop>")
 TOKENIZER_KINDS = ("PretrainedFromHF",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def _byte_to_char_table() -> list[str]:

@@ -31,6 +31,7 @@ def run(configs: Configs) -> None:
         train = configs.train
     session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = session.state
+    batches = Batches(objective_of(configs, state), train, state)
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
                        multiple_of=state.dp_cp.size) for virtual in range(stages)]
@@ -47,7 +48,7 @@ def run(configs: Configs) -> None:
         progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
         session.say(loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
         source.close()
-    batches = Batches(objective_of(configs, state), train, state, progress.consumed_samples)
+    batches.go_on_after(progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "

@@ -85,10 +85,10 @@ class Trainer:
         handled (fp16) or allowed (--no-check-for-nan-in-loss-and-grad).
         """
         micro_batches = self.batches.training_step()
+        passes = self._passes(micro_batches)
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        passes = self._passes(micro_batches)
         losses = forward_backward(passes.programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
@@ -99,7 +99,7 @@ class Trainer:
 
     def _passes(self, micro_batches: list[MicroBatch]) -> LossPasses:
         objective = self.batches.objective
-        return LossPasses(objective.loss, objective.metrics, self.chunks, micro_batches)
+        return LossPasses(objective.loss, objective.metrics, self.chunks, objective.prepared(micro_batches, self.chunks))
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)

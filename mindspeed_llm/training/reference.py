@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor
 
-from mindspeed_llm import checkpoint
+from mindspeed_llm.checkpoint import Checkpoint, open_checkpoint
 from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
@@ -36,13 +36,9 @@ def load_reference(configs: Configs, state: ParallelState) -> ReferenceModel:
 
     Raises UserError when there is no checkpoint, or when its model is not of the trained one's shape.
     """
-    directory, parallel, dtype = configs.preference.ref_model, configs.parallel, configs.train.params_dtype
-    source = checkpoint.open_checkpoint(directory)
-    if source is None:
-        raise UserError(f"--ref-model {directory} holds no checkpoint: name the directory with "
-                        "latest_checkpointed_iteration.txt, usually that of --load")
-    with source:
-        model = _reference_config(configs, source.model_config)
+    parallel, dtype = configs.parallel, configs.train.params_dtype
+    with open_reference(configs) as source:
+        model = reference_config(configs, source.model_config)
         require_noop_layers(parallel.noop_layers, source.noop_layers, str(source.directory))
         chunks = [GPTModel(model, parallel, state, device.dtype(dtype), virtual, trainable=False)
                   for virtual in range(len(parallel.stage_layers(model)[state.pp.rank]))]
@@ -50,8 +46,18 @@ def load_reference(configs: Configs, state: ParallelState) -> ReferenceModel:
     return ReferenceModel(chunks)
 
 
-def _reference_config(configs: Configs, stored: ModelConfig) -> ModelConfig:
-    """The reference model, with what the command line says of both models."""
+def open_reference(configs: Configs) -> Checkpoint:
+    """The checkpoint of --ref-model. Raises UserError when there is none."""
+    directory = configs.preference.ref_model
+    source = open_checkpoint(directory)
+    if source is None:
+        raise UserError(f"--ref-model {directory} holds no checkpoint: name the directory with "
+                        "latest_checkpointed_iteration.txt, usually that of --load")
+    return source
+
+
+def reference_config(configs: Configs, stored: ModelConfig) -> ModelConfig:
+    """The reference model, with what the command line says of both models. Raises UserError as `load_reference`."""
     directory = configs.preference.ref_model
     for name in SHAPE_FIELDS:
         ours, theirs = getattr(configs.model, name), getattr(stored, name)

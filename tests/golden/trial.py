@@ -16,7 +16,8 @@ from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
 from mindspeed_llm.runtime import autograd, device
-from mindspeed_llm.training.objectives.objective import Objective, Sample
+from mindspeed_llm.training.micro_batch import Sample
+from mindspeed_llm.training.objectives.objective import Objective
 from mindspeed_llm.training.objectives.pretraining import Pretraining
 from mindspeed_llm.training.passes import LossPasses
 from tests.golden.reference import Golden
@@ -59,8 +60,8 @@ class Trial:
         if len(mine) % micro_batch:
             raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
         self.objective = self.make_objective()
-        self.micro_batches = self.objective.prepared([self.objective.micro_batch(mine[start:start + micro_batch])
-                                                      for start in range(0, len(mine), micro_batch)])
+        made = [self.objective.micro_batch(mine[start:start + micro_batch]) for start in range(0, len(mine), micro_batch)]
+        self.micro_batches = self.objective.prepared(made, self.chunks)
         self.microbatches = len(self.micro_batches)
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
 

@@ -8,6 +8,7 @@ from mindspeed_llm.training.objectives.objective import Objective
 from mindspeed_llm.training.objectives.preference import Preference
 from mindspeed_llm.training.objectives.pretraining import Pretraining
 from mindspeed_llm.training.reference import load_reference
+from mindspeed_llm.training.reference_logps import ReferenceLogps
 
 
 def objective_of(configs: Configs, state: ParallelState) -> Objective:
@@ -15,8 +16,11 @@ def objective_of(configs: Configs, state: ParallelState) -> Objective:
     data = configs.data
     if data.is_pairwise_dataset:
         pad_id = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type).pad_id
-        reference = load_reference(configs, state) if configs.preference.needs_reference else None
-        return Preference(configs, pad_id, reference)
+        if not configs.preference.needs_reference:
+            return Preference(configs, pad_id, None)
+        if configs.preference.precompute_ref:
+            return Preference(configs, pad_id, None, ReferenceLogps(configs, state))
+        return Preference(configs, pad_id, load_reference(configs, state))
     if data.is_instruction_dataset:
         return Finetuning(configs, load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type).pad_id)
     return Pretraining(configs)
