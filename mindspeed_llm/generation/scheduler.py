@@ -55,11 +55,12 @@ class Sequence:
     def __post_init__(self) -> None:
         self.stream = random_stream(self.config.seed, 0)
         self.block_names = _names(self.prompt, self.pool.block_tokens)
-        self.begin()
-
-    def begin(self) -> None:
-        """Have no memory."""
         self.cache, self.known, self.cached = KVCache(self.pool), 0, 0
+
+    def lose_memory(self) -> None:
+        """Give all blocks back."""
+        self.cache.truncate(0)
+        self.known = self.cached = 0
 
     @property
     def length(self) -> int:
@@ -122,7 +123,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """A sequence has ended; its blocks are free."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        sequence.begin()
+        sequence.lose_memory()
 
     def named(self, name: str) -> Sequence | None:
         """The sequence under way of that name."""
@@ -154,7 +155,7 @@ class Scheduler:
         """Give a sequence the block for its next token, if need be at the cost of the youngest; False: it lost its own."""
         while not self.pool.has(sequence.cache.missing(sequence.cache.length + 1)):
             youngest = self.running.pop()
-            youngest.begin()
+            youngest.lose_memory()
             self.waiting.appendleft(youngest)
             self.preempted += 1
             if youngest is sequence:
@@ -168,7 +169,7 @@ class Scheduler:
             while first.adopt():
                 pass
             if not self.pool.has(first.cache.missing(first.length + 1)):
-                first.begin()
+                first.lose_memory()
                 return
             first.cache.reserve(first.length + 1)
             self.found += first.cached
