@@ -153,8 +153,8 @@ def test_blocks_that_are_not_used_are_forgotten_the_oldest_first():
 
 def test_first_come_first_served():
     """The long prompt at the head of the queue is not overtaken by short ones that would fit."""
-    requests = [Request("running", prompt(30), replace(GREEDY, max_new_tokens=30)), Request("long", prompt(60, 1), GREEDY),
-                *(Request(f"short {number}", prompt(4, number), GREEDY) for number in range(5))]
+    requests = [Request("running", prompt(30), replace(GREEDY, max_new_tokens=30)),
+                Request("long", prompt(60, 1), GREEDY), *(Request(f"short {number}", prompt(4, number), GREEDY) for number in range(5))]
     client = Client(TIGHT, [(0, request) for request in requests])
     first = {}
     for event in client.events:
@@ -163,8 +163,8 @@ def test_first_come_first_served():
 
 
 def test_cancelled_requests_leave():
-    requests = [Request("running", prompt(30), replace(GREEDY, max_new_tokens=30)), Request("waiting", prompt(60, 1), GREEDY),
-                Request("last", prompt(5), GREEDY)]
+    requests = [Request("running", prompt(30), replace(GREEDY, max_new_tokens=30)),
+                Request("waiting", prompt(60, 1), GREEDY), Request("last", prompt(5), GREEDY)]
     client = Client(TIGHT, [*((0, request) for request in requests), (3, "running"), (3, "waiting"), (3, "nobody")])
     assert client.end("running") == EndEvent("running", "cancelled", 30, 3, 0)
     assert client.end("waiting") == EndEvent("waiting", "cancelled", 60, 0, 0)
@@ -197,7 +197,8 @@ def test_an_idle_engine_waits_for_requests_and_for_its_end(monkeypatch, alone):
     thread.join()
     tokens = [event.token for event in alone["long"][:-1]]
     for number in range(2):
-        assert [event.token for event in events if isinstance(event, TokenEvent) and event.name[-1] == str(number)] == tokens
+        assert [event.token for event in events
+                if isinstance(event, TokenEvent) and event.name == f"long {number}"] == tokens
     assert events[-1].reason == "cancelled" and events[-1].name == "never answered"
     with pytest.raises(EngineClosed):
         engine.submit(REQUESTS[0])
