@@ -71,7 +71,8 @@ def served(generator: Generator) -> dict:
     requests = [Request(str(number), tuple(begin[:shared] + draw.integers(0, 300, more).tolist()), how)
                 for number, (shared, more, how) in enumerate((
                     (40, 9, config), (0, 5, replace(drawn, max_new_tokens=50)),
-                    (0, 9, replace(config, max_new_tokens=45)), (0, 20, replace(drawn, top_k=0, top_p=0.9)), (40, 3, drawn)))]
+                    (0, 9, replace(config, max_new_tokens=45)), (0, 20, replace(drawn, top_k=0, top_p=0.9)),
+                    (40, 3, drawn)))]
     events, rest = [], iter(requests[2:])
 
     def told(these: list) -> None:

@@ -154,7 +154,8 @@ def test_blocks_that_are_not_used_are_forgotten_the_oldest_first():
 def test_first_come_first_served():
     """The long prompt at the head of the queue is not overtaken by short ones that would fit."""
     requests = [Request("running", prompt(30), replace(GREEDY, max_new_tokens=30)),
-                Request("long", prompt(60, 1), GREEDY), *(Request(f"short {number}", prompt(4, number), GREEDY) for number in range(5))]
+                Request("long", prompt(60, 1), GREEDY),
+                *(Request(f"short {number}", prompt(4, number), GREEDY) for number in range(5))]
     client = Client(TIGHT, [(0, request) for request in requests])
     first = {}
     for event in client.events:
