@@ -63,8 +63,8 @@ class TrainConfig:
         kind.switch(), RUN, "on Ascend operators and communication that give the same bits each time, at some cost; on "
         "CPU all do"))
     stage: str | None = option(None, Flag(
-        kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
-        default="pre-training"))
+        kind.choice("sft", "dpo"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset); dpo: "
+        "preference tuning on pairs (with --is-pairwise-dataset)", default="pre-training"))
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))

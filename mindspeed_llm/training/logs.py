@@ -1,7 +1,7 @@
 """The iteration line, whose format other tools parse, and TensorBoard event files."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class IterationRecord:
     nans: int
     tokens_per_second: float
     peak_memory_mb: float
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
-        """The log line: Megatron's fields to the letter, then throughput and memory."""
+        """The log line: Megatron's fields to the letter, then throughput and memory, then what the objective reports."""
         return (f" [{time.strftime('%Y-%m-%d %H:%M:%S')}]"
                 f" iteration {self.iteration:8d}/{self.train_iters:8d} |"
                 f" consumed samples: {self.consumed_samples:12d} |"
@@ -36,7 +37,12 @@ class IterationRecord:
                 f" number of skipped iterations: {self.skipped:3d} |"
                 f" number of nan iterations: {self.nans:3d} |"
                 f" tokens/s: {self.tokens_per_second:.1f} |"
-                f" peak memory (MB): {self.peak_memory_mb:.1f} |")
+                f" peak memory (MB): {self.peak_memory_mb:.1f} |{metric_fields(self.metrics)}")
+
+
+def metric_fields(metrics: dict[str, float]) -> str:
+    """What an objective reports beside its loss, as further fields of a log line."""
+    return "".join(f" {name}: {value:.6E} |" for name, value in metrics.items())
 
 
 class TensorBoard:
@@ -55,14 +61,15 @@ class TensorBoard:
         for tag, value in (("lm loss", record.loss), ("learning-rate", record.learning_rate),
                            ("grad-norm", record.grad_norm), ("loss-scale", record.loss_scale),
                            ("iteration-time", record.seconds), ("tokens-per-second", record.tokens_per_second),
-                           ("peak-memory-mb", record.peak_memory_mb)):
+                           ("peak-memory-mb", record.peak_memory_mb), *record.metrics.items()):
             self._writer.add_scalar(tag, value, record.iteration)
         self._writer.flush()
 
-    def validation(self, iteration: int, loss: float) -> None:
-        """Write the validation loss."""
+    def validation(self, iteration: int, values: dict[str, float]) -> None:
+        """Write a validation's loss and metrics."""
         if self._writer is not None:
-            self._writer.add_scalar("lm loss validation", loss, iteration)
+            for tag, value in values.items():
+                self._writer.add_scalar(f"{tag} validation", value, iteration)
             self._writer.flush()
 
     def text(self, tag: str, text: str, iteration: int) -> None:
