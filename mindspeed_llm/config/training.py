@@ -76,6 +76,14 @@ class TrainConfig:
     exit_signal_handler: bool = option(False, Flag(
         kind.switch(), TRAIN, "on SIGTERM finish the iteration, save and exit"))
     tensorboard_dir: str | None = option(None, Flag(kind.path(), TRAIN, "write TensorBoard events here"))
+    wandb_project: str | None = option(None, Flag(
+        kind.path(), TRAIN, "record the run for this Weights & Biases project (needs requirements-wandb.txt); offline "
+        "unless the environment's WANDB_MODE says otherwise"))
+    wandb_exp_name: str | None = option(None, Flag(kind.path(), TRAIN, "name of the run there", default="wandb's choice"))
+    wandb_save_dir: str = option(".", Flag(kind.text(), TRAIN, "directory in which wandb/ with the record is written"))
+    log_throughput: bool = option(False, Flag(
+        kind.switch(), TRAIN, "TFLOP/s of a rank in the iteration line, and their share of what this machine's product "
+        "kernel reaches (see docs/operations.md)"))
     check_for_nan_in_loss_and_grad: bool = option(True, Flag(
         kind.switch(False), TRAIN, "go on when loss or gradient is NaN or infinite instead of stopping",
         name="--no-check-for-nan-in-loss-and-grad", default="off (stop)"))
