@@ -6,6 +6,7 @@ from typing import Any
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, TrainConfig)
 
@@ -28,6 +29,7 @@ class Configs:
     data: DataConfig | None = None
     checkpoint: CheckpointConfig | None = None
     inference: InferenceConfig | None = None
+    serve: ServeConfig | None = None
     evaluation: EvaluationConfig | None = None
     convert: ConvertConfig | None = None
     stated_model: dict[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, TrainConfig)
 
@@ -21,9 +22,9 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
            "checkpoint": CheckpointConfig, "data": DataConfig, "convert": ConvertConfig, "inference": InferenceConfig,
-           "evaluation": EvaluationConfig}
+           "serve": ServeConfig, "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "convert": "conversion", "inference": "generation"}
+_TITLES = {"train": "training", "convert": "conversion", "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:
