@@ -20,8 +20,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.generation.engine import EngineClosed
 from mindspeed_llm.generation.generator import PromptLengthError
-from mindspeed_llm.tasks.inference.serving.errors import ApiError, invalid
+from mindspeed_llm.tasks.inference.serving.errors import ApiError, invalid, stopping
 from mindspeed_llm.tasks.inference.serving.hub import EventStream, Hub
 from mindspeed_llm.tasks.inference.serving.jobs import Job, Jobs
 from mindspeed_llm.tasks.inference.serving.metrics import CONTENT_TYPE, Metrics
@@ -85,6 +86,8 @@ class _Api:
                 response = Response(status_code=499)    # nobody reads it
             except ApiError as error:
                 response = _error(error)
+            except EngineClosed:
+                response = _error(stopping())
             except PromptLengthError as error:
                 response = _error(ApiError(400, str(error), code="context_length_exceeded"))
             except UserError as error:

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from mindspeed_llm.generation.engine import EndEvent, EngineStats, Event, Request
+from mindspeed_llm.generation.engine import EndEvent, EngineStats, Request, TokenEvent
 from mindspeed_llm.tasks.inference.serving.errors import ApiError, stopping
+
+Event = TokenEvent | EndEvent
 
 
 class Engine(Protocol):

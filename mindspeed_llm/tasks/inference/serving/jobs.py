@@ -11,10 +11,10 @@ from typing import Any
 from mindspeed_llm.data.templates import Message, Template
 from mindspeed_llm.data.tokenizer import Tokenizer
 from mindspeed_llm.generation.config import GenerationConfig
-from mindspeed_llm.generation.engine import EndEvent, Event, Request, TokenEvent
+from mindspeed_llm.generation.engine import EndEvent, Request, TokenEvent
 from mindspeed_llm.tasks.inference.serving.errors import ApiError, stopping
 from mindspeed_llm.tasks.inference.serving.forms import ChatForm, CompletionForm, Form, Usage
-from mindspeed_llm.tasks.inference.serving.hub import EventStream, Hub
+from mindspeed_llm.tasks.inference.serving.hub import Event, EventStream, Hub
 from mindspeed_llm.tasks.inference.serving.protocol import MAX_CHOICES, ChatBody, CompletionBody, ToolChoice
 from mindspeed_llm.tasks.inference.serving.texts import AnswerReader, ChatParts, Delta, PlainParts
 
