@@ -5,9 +5,9 @@
     engine.run(show)                                                 # every rank; show(events) is called on rank 0
 
 Rank 0 tells the others at each step what arrived (one small broadcast); from the same requests every rank comes to the
-same decisions. While there is nothing to do rank 0 gives a sign of life every HEARTBEAT seconds, the others wait for it.
-An answer is the same bits, with the CPU kernels, whatever else is under way, wherever its prompt's beginning comes from
-and however often it lost its memory: see `scheduler`.
+same decisions. While there is nothing to do rank 0 gives a sign of life every HEARTBEAT seconds, for which the others
+wait. An answer is the same bits, with the CPU kernels, whatever else is under way, wherever its prompt's beginning
+comes from and however often it lost its memory: see `scheduler`.
 """
 
 import json
@@ -87,8 +87,8 @@ class EngineStats:
 
 
 class Engine:
-    """Answers requests over a generator, whose ranks all make one and `run` it. Methods that take requests are rank 0's,
-    for any thread.
+    """Answers requests over a generator, whose ranks all make one and `run` it. Methods that take requests are rank
+    0's, for any thread.
 
     Raises UserError when the limits leave no room for one longest sequence.
     """
@@ -154,7 +154,7 @@ class Engine:
         return self._stats
 
     def run(self, on_events: Callable[[list[TokenEvent | EndEvent]], None]) -> None:
-        """Answer requests until `drain` or `stop`. Rank 0 passes what happened in each step to `on_events`, in order."""
+        """Answer requests until `drain` or `stop`. Rank 0 gives `on_events` what happened in each step, in order."""
         try:
             while not self._closing or self._scheduler.busy:
                 events = self._follow(self._receive())

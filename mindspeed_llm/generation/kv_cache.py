@@ -22,11 +22,12 @@ SLAB = 64   # blocks by which a pool without a bound grows
 
 
 class BlockPool:
-    """Blocks of `block_tokens` tokens, each with room for every layer of this stage: `bound` of them, or as many as needed.
+    """Blocks of `block_tokens` tokens, each with room for every layer of this stage: `bound` of them, or as many as are
+    needed.
 
-    A full block may get a name that says what it holds; when its last sequence lets go of it, it stays to be found under
-    that name until its memory is needed, the one longest unused first. All ranks of a model replica make the same calls
-    and so have the same tables. A pool without a bound gives its memory back when no sequence is left.
+    A full block may get a name that says what it holds; when its last sequence lets go of it, it stays to be found
+    under that name until its memory is needed, the one longest unused first. All ranks of a model replica make the same
+    calls and so have the same tables. A pool without a bound gives its memory back when no sequence is left.
     """
 
     def __init__(self, block_tokens: int = BLOCK, bound: int | None = None) -> None:
@@ -105,7 +106,7 @@ class BlockPool:
         `like (any, any, G, D)` shows shape and dtype of a token.
         """
         slabs = self._slabs.setdefault(layer, [])
-        while len(slabs) * self._per_slab < len(self._users):
+        while len(slabs) * self._per_slab < max(1, len(self._users)):   # kernels want one, though nothing be kept
             shape = (self._per_slab, self.block_tokens, *like.shape[2:])
             slabs.append((_empty(shape, like), _empty(shape, like)))
         return [keys for keys, _ in slabs], [values for _, values in slabs]

@@ -29,8 +29,8 @@ DECODE_ROWS = 15  # of a pass: so many rows of a product have the same bits what
 class EngineLimits:
     """Bounds of an engine.
 
-    cache_tokens: tokens whose keys and values are in memory, at least those of one longest sequence. max_sequences: that
-    are generated at a time. step_tokens: decoded and prompt tokens of a step, at least one block of a prompt.
+    cache_tokens: tokens whose keys and values are in memory, at least those of one longest sequence. max_sequences:
+    that are generated at a time. step_tokens: decoded and prompt tokens of a step, at least one block of a prompt.
     block_tokens: size of the blocks in which memory is given out, prompts are processed and beginnings are shared.
     """
 
@@ -42,8 +42,8 @@ class EngineLimits:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request under way. `known`: prompt tokens that are in the cache after the passes planned so far; `cached`: those
-    of them that shared blocks gave.
+    """A request under way. `known`: prompt tokens that are in the cache after the passes planned so far; `cached`:
+    those of them that shared blocks gave.
     """
 
     name: str
@@ -55,11 +55,12 @@ class Sequence:
     def __post_init__(self) -> None:
         self.stream = random_stream(self.config.seed, 0)
         self.block_names = _names(self.prompt, self.pool.block_tokens)
-        self.begin()
-
-    def begin(self) -> None:
-        """Have no memory."""
         self.cache, self.known, self.cached = KVCache(self.pool), 0, 0
+
+    def lose_memory(self) -> None:
+        """Give all blocks back."""
+        self.cache.truncate(0)
+        self.known = self.cached = 0
 
     @property
     def length(self) -> int:
@@ -102,8 +103,8 @@ class Scheduler:
     def __init__(self, limits: EngineLimits, max_length: int) -> None:
         bound = limits.cache_tokens // limits.block_tokens
         if bound * limits.block_tokens < max_length:
-            raise UserError(f"memory for {limits.cache_tokens} tokens in blocks of {limits.block_tokens} is too small for "
-                            f"a sequence of {max_length} tokens: give more, or lower --seq-length")
+            raise UserError(f"memory for {limits.cache_tokens} tokens in blocks of {limits.block_tokens} is too small "
+                            f"for a sequence of {max_length} tokens: give more, or lower --seq-length")
         self.pool = BlockPool(limits.block_tokens, bound)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
@@ -122,7 +123,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """A sequence has ended; its blocks are free."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        sequence.begin()
+        sequence.lose_memory()
 
     def named(self, name: str) -> Sequence | None:
         """The sequence under way of that name."""
@@ -144,17 +145,18 @@ class Scheduler:
         for start in range(0, len(ready), DECODE_ROWS):
             rows = ready[start:start + DECODE_ROWS]
             lengths = [sequence.cache.length for sequence in rows]
-            ids = [sequence.answer.ids[length - len(sequence.prompt)] for sequence, length in zip(rows, lengths, strict=True)]
+            ids = [sequence.answer.ids[length - len(sequence.prompt)]
+                   for sequence, length in zip(rows, lengths, strict=True)]
             # in an answer that is decoded anew the next token is known
             wanted = [row for row, sequence in enumerate(rows) if lengths[row] + 1 == sequence.length]
             step.passes.append(Pass([sequence.cache for sequence in rows], lengths, [[token] for token in ids], wanted))
             step.asked += [rows[row] for row in wanted]
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Give a sequence the block for its next token, if need be at the cost of the youngest; False: it lost its own."""
+        """Give a sequence the block for its next token, if need be the youngest's; False: it lost its own."""
         while not self.pool.has(sequence.cache.missing(sequence.cache.length + 1)):
             youngest = self.running.pop()
-            youngest.begin()
+            youngest.lose_memory()
             self.waiting.appendleft(youngest)
             self.preempted += 1
             if youngest is sequence:
@@ -168,7 +170,7 @@ class Scheduler:
             while first.adopt():
                 pass
             if not self.pool.has(first.cache.missing(first.length + 1)):
-                first.begin()
+                first.lose_memory()
                 return
             first.cache.reserve(first.length + 1)
             self.found += first.cached

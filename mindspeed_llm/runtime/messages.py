@@ -6,8 +6,8 @@ from mindspeed_llm.runtime.collectives import Group, broadcast
 from mindspeed_llm.runtime.memory import from_numpy
 
 HEARTBEAT = 5.0
-"""Seconds after which rank 0 gives a sign of life where the others wait for it; the CPU engine gives a rank that waits in
-a collective up after 600.
+"""Seconds after which rank 0 gives a sign of life where the others wait for it; the CPU engine gives a rank that waits
+in a collective up after 600.
 """
 
 

@@ -92,7 +92,8 @@ def test_sequences_may_share_a_prefix(isa):
     out = isa.attention_cached(q, k, v, keys, values, tables * 3, edges, [600, 600, 599], 0.25, False)
     for i, past in enumerate([600, 600, 599]):
         rows = slice(edges[i], edges[i + 1])
-        alone = isa.attention_cached(q[rows], k[rows], v[rows], keys, values, tables, [0, counts[i]], [past], 0.25, False)
+        alone = isa.attention_cached(q[rows], k[rows], v[rows], keys, values, tables, [0, counts[i]], [past], 0.25,
+                                     False)
         assert np.array_equal(bits(out[rows]), bits(alone))
 
 
