@@ -8,7 +8,7 @@ from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
-                                           OptimizerConfig, TrainConfig)
+                                           OptimizerConfig, ProfileConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Configs:
     train: TrainConfig | None = None
     data: DataConfig | None = None
     checkpoint: CheckpointConfig | None = None
+    profile: ProfileConfig | None = None
     inference: InferenceConfig | None = None
     serve: ServeConfig | None = None
     evaluation: EvaluationConfig | None = None
