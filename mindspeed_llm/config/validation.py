@@ -56,6 +56,9 @@ def notes_on(configs: Configs) -> list[str]:
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
         notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
                      "conversion")
+    if configs.serve is not None and configs.inference.task != ("serve",):
+        given = [flag_name(entry.name) for entry in fields(configs.serve) if entry.name in configs.explicit]
+        notes += [f"{' '.join(given)}: ignored without --task serve"] if given else []
     return notes
 
 
@@ -192,6 +195,8 @@ def _check_inference(configs: Configs) -> None:
     inference = configs.inference
     if inference.prompts and inference.prompt_file:
         raise UserError(f"--prompt and --prompt-file ({inference.prompt_file}) exclude each other: use one")
+    if "serve" in inference.task:
+        _check_serving(configs)
     for flag, value in (("--prompt-file", inference.prompt_file), ("--output", inference.output)):
         if value and set(inference.task) == {"chat"}:
             raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
@@ -212,6 +217,21 @@ def _check_runnable(configs: Configs) -> None:
     if configs.checkpoint.load is None and configs.model is None:
         raise UserError("--load must be given: the checkpoint directory (for random weights give all model flags "
                         "instead)")
+
+
+def _check_serving(configs: Configs) -> None:
+    """Alone, and without flags of what each request says for itself."""
+    inference, serve, length = configs.inference, configs.serve, configs.train.seq_length
+    if len(inference.task) > 1:
+        raise UserError(f"--task {' '.join(inference.task)}: serve goes on until it is ended; give it alone")
+    given = [flag_name(name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
+                                          "num_beams", "prompt_file", "output") if name in configs.explicit]
+    given += ["--prompt"] if inference.prompts else []
+    if given:
+        raise UserError(f"{given[0]} is not for --task serve: clients say so in each request; leave it out")
+    if serve.kv_cache_tokens is not None and "seq_length" in configs.explicit and serve.kv_cache_tokens < length:
+        raise UserError(f"--kv-cache-tokens ({serve.kv_cache_tokens}) must be at least --seq-length ({length}), for a "
+                        "sequence of that length")
 
 
 _CHECKS: dict[str, Callable[[Configs], None]] = {
