@@ -14,26 +14,32 @@ from mindspeed_llm.core.optimizer.optimizer import Optimizer, StepResult
 from mindspeed_llm.core.optimizer.schedule import learning_rate
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
 from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
 from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches
 from mindspeed_llm.training.checkpointing import Progress
-from mindspeed_llm.training.logs import IterationRecord, TensorBoard, metric_fields
+from mindspeed_llm.training.logs import Boards, IterationRecord, metric_fields
 from mindspeed_llm.training.loss_scale import LossScale
 from mindspeed_llm.training.micro_batch import MicroBatch
 from mindspeed_llm.training.passes import LossPasses
+from mindspeed_llm.training.profiling import Profiler
 from mindspeed_llm.training.signals import ExitSignal
+from mindspeed_llm.training.throughput import Throughput
 from mindspeed_llm.training.validation_samples import ValidationSamples
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """An optimizer step: means of loss and metrics over its batch, what the optimizer says, tokens processed."""
+    """An optimizer step: means of loss and metrics over its batch, what the optimizer says, tokens processed, FLOPs of
+    this rank where they are counted.
+    """
 
     loss: float
     metrics: dict[str, float]
     result: StepResult
     tokens: int
+    flops: float = 0.0
 
 
 class Trainer:
@@ -44,15 +50,18 @@ class Trainer:
         self.configs, self.session, self.state = configs, session, session.state
         self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
         self.batches, self.samples = batches, samples
+        self.throughput = Throughput(chunks, session.state) if configs.train.log_throughput else None
         self.skipped = self.nans = 0
 
     def train(self) -> None:
         """Run to `train_iters` or until asked to stop; saves at the end and at every interval."""
         train, session, progress = self.configs.train, self.session, self.progress
-        board = TensorBoard(train.tensorboard_dir if session.is_main else None)
+        boards = Boards(train, main=session.is_main)
         stop = ExitSignal(train.exit_signal_handler, self.state.world)
         outcomes, started, saved = [], time.perf_counter(), progress.iteration
+        profiler = Profiler(self.configs.profile, session)
         while progress.iteration < train.train_iters:
+            profiler.before(progress.iteration + 1)
             rate = learning_rate(self.configs.optimizer, progress.iteration + 1, train.train_iters)
             outcome = self.step(rate)
             progress.iteration += 1
@@ -60,11 +69,14 @@ class Trainer:
             outcomes.append(outcome)
             if progress.iteration % train.log_interval == 0:
                 now = time.perf_counter()
-                self._report(outcomes, (now - started) / len(outcomes), rate, board)
+                self._report(outcomes, (now - started) / len(outcomes), rate, boards)
                 outcomes, started = [], now
+            paused = time.perf_counter()
+            profiler.after(progress.iteration)
+            started += time.perf_counter() - paused
             if train.eval_iters and progress.iteration % train.eval_interval == 0 and self.batches.has_validation:
                 paused = time.perf_counter()
-                self._validate(board)
+                self._validate(boards)
                 started += time.perf_counter() - paused
             stopping = stop.on_any_rank()
             if stopping or self._at(self.configs.checkpoint.save_interval):
@@ -75,16 +87,19 @@ class Trainer:
                 reason = "exit signal" if stopping else "--exit-interval"
                 session.say(f"stopping at iteration {progress.iteration} ({reason})")
                 break
+        profiler.close()
         self._save(saved)
-        board.close()
+        boards.close()
 
+    @traced("iteration", "iteration")
     def step(self, rate: float) -> StepOutcome:
         """One optimizer step.
 
         Raises FloatingPointError naming the first bad parameter when the loss or a gradient is not finite, unless that is
         handled (fp16) or allowed (--no-check-for-nan-in-loss-and-grad).
         """
-        micro_batches = self.batches.training_step()
+        with span("read data", "data"):
+            micro_batches = self.batches.training_step()
         passes = self._passes(micro_batches)
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
@@ -95,7 +110,8 @@ class Trainer:
         loss, metrics = passes.means(losses, self.state)
         self._account(loss, result)
         tokens = sum(micro.tokens.size for micro in micro_batches) * self.state.dp.size
-        return StepOutcome(loss, metrics, result, tokens)
+        flops = self.throughput.flops(micro_batches) if self.throughput is not None else 0.0
+        return StepOutcome(loss, metrics, result, tokens, flops)
 
     def _passes(self, micro_batches: list[MicroBatch]) -> LossPasses:
         objective = self.batches.objective
@@ -113,18 +129,21 @@ class Trainer:
                 f"with a NaN or infinite gradient: {name}. Lower --lr, check the data, or pass "
                 "--no-check-for-nan-in-loss-and-grad to skip such steps")
 
-    def _report(self, outcomes: list[StepOutcome], seconds: float, rate: float, board: TensorBoard) -> None:
+    def _report(self, outcomes: list[StepOutcome], seconds: float, rate: float, boards: Boards) -> None:
         train, progress = self.configs.train, self.progress
+        whole = seconds * len(outcomes)
+        flops = None if self.throughput is None else (sum(each.flops for each in outcomes) / whole,
+                                                      self.throughput.limit)
         record = IterationRecord(
             progress.iteration, train.train_iters, progress.consumed_samples, seconds, rate, train.global_batch_size,
             float(np.mean([each.loss for each in outcomes])), self.scale.value, outcomes[-1].result.grad_norm,
-            self.skipped, self.nans, sum(each.tokens for each in outcomes) / (seconds * len(outcomes)),
-            device.peak_memory_mb(), _means([each.metrics for each in outcomes]))
+            self.skipped, self.nans, sum(each.tokens for each in outcomes) / whole,
+            device.peak_memory_mb(), _means([each.metrics for each in outcomes]), flops)
         self.session.say(record.line())
-        board.iteration(record)
+        boards.iteration(record)
         self.skipped = self.nans = 0
 
-    def _validate(self, board: TensorBoard) -> None:
+    def _validate(self, boards: Boards) -> None:
         losses, reported = [], []
         for _ in range(self.configs.train.eval_iters):
             micro_batches = self.batches.validation_step()
@@ -135,10 +154,10 @@ class Trainer:
         loss, metrics = float(np.mean(losses)), _means(reported)
         self.session.say(f" validation loss at iteration {self.progress.iteration} | lm loss value: {loss:.6E} | "
                          f"lm loss PPL: {math.exp(min(loss, 20)):.6E} |{metric_fields(metrics)}")
-        board.validation(self.progress.iteration, {"lm loss": loss, **metrics})
+        boards.validation(self.progress.iteration, {"lm loss": loss, **metrics})
         for number, sample in enumerate(self.samples.generate() if self.samples else [], start=1):
             self.session.say(sample.line(number, self.progress.iteration))
-            board.text(f"validation sample {number}", sample.text(), self.progress.iteration)
+            boards.text(f"validation sample {number}", sample.text(), self.progress.iteration)
 
     def _at(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.iteration % interval == 0
