@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields, replace
 
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
@@ -20,10 +21,11 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
            "inference": "inference.py", "evaluation": "evaluation.py"}
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
-           "checkpoint": CheckpointConfig, "data": DataConfig, "convert": ConvertConfig, "inference": InferenceConfig,
+           "lora": LoraConfig, "checkpoint": CheckpointConfig, "data": DataConfig, "convert": ConvertConfig, "inference": InferenceConfig,
            "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "convert": "conversion", "inference": "generation"}
+_TITLES = {"train": "training", "convert": "conversion", "inference": "generation",
+           "lora": "low-rank adapters"}
 
 
 def _options() -> Iterator[Flag]:

@@ -1,10 +1,16 @@
 """Low-rank adapters: which layers have them, and their size."""
 
-from dataclasses import asdict, dataclass, fields
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.option import MODEL, Flag, option
+from mindspeed_llm.config.option import MODEL, TRAIN, Flag, option
+
+if TYPE_CHECKING:
+    from mindspeed_llm.config.configs import Configs
 
 TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 _STORED = ": that of --lora-load"
@@ -26,7 +32,7 @@ class LoraConfig:
         kind.integer(1), MODEL, "adapters are scaled by this / --lora-r", name="--lora-alpha",
         default=f"32; with --lora-load{_STORED}"))
     dropout: float = option(0.0, Flag(
-        kind.number(low=0.0, below=1.0), MODEL, "in training: part of an adapter's input that is set to 0",
+        kind.number(low=0.0, below=1.0), TRAIN, "in training: part of an adapter's input that is set to 0",
         name="--lora-dropout"))
 
     @property
@@ -47,17 +53,23 @@ class LoraConfig:
         return cls(**{**values, "target_modules": tuple(values["target_modules"])})
 
 
-def merge_lora(given: LoraConfig, explicit: frozenset[str], stored: LoraConfig, source: str) -> LoraConfig:
-    """The adapters of the checkpoint `source` with what the command line says about them; dropout may differ.
+def resolve(configs: Configs, stored: LoraConfig | None, source: str) -> Configs:
+    """`configs` with the adapters of the run as `lora`: those `stored` in the checkpoint `source`, new ones, or None.
 
-    `explicit` are the names of fields that were given. Raises UserError when the command line contradicts the checkpoint.
+    Of stored ones only the dropout may be changed. Raises UserError when the command line contradicts them.
     """
+    given: LoraConfig = configs.lora
+    if stored is None:
+        if given.target_modules and configs.entrypoint != "pretrain":
+            raise UserError(f"--lora-target-modules ({' '.join(given.target_modules)}) is given, but {source} holds no "
+                            "adapters: give them as --lora-load, or leave the flag out")
+        return replace(configs, lora=given if given.target_modules else None)
     for name, flag in (("target_modules", "--lora-target-modules"), ("r", "--lora-r"), ("alpha", "--lora-alpha")):
         asked, known = getattr(given, name), getattr(stored, name)
         same = set(asked) == set(known) if name == "target_modules" else asked == known
-        if name in explicit and not same:
+        if name in configs.explicit and not same:
             asked, known = (" ".join(value) if isinstance(value, tuple) else value for value in (asked, known))
             raise UserError(f"{flag} ({asked}) contradicts the adapters of {source}, which have {known}: use {known} or "
                             "leave the flag out")
-    dropout = given.dropout if "dropout" in explicit else stored.dropout
-    return LoraConfig(stored.target_modules, stored.r, stored.alpha, dropout)
+    dropout = given.dropout if "dropout" in configs.explicit else stored.dropout
+    return replace(configs, lora=replace(stored, dropout=dropout))

@@ -28,6 +28,8 @@ def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
 def check(configs: Configs) -> None:
     """Raise UserError at the first combination that cannot work."""
     _CHECKS[configs.entrypoint](configs)
+    if configs.lora is not None:
+        _check_lora(configs)
     if configs.parallel is not None:
         _check_overlap(configs.parallel)
         _check_recompute(configs.parallel)
@@ -145,6 +147,19 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
         raise UserError(f"--eval-generate ({train.eval_generate}) needs validation data: give them a share in --split "
                         f"({data.split}), such as 98,2,0")
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
+
+
+def _check_lora(configs: Configs) -> None:
+    place = configs.checkpoint or configs.convert
+    if configs.checkpoint is not None and place.lora_load and not place.load:
+        raise UserError(f"--lora-load ({place.lora_load}) needs --load: the checkpoint of the model that the adapters are of")
+    if configs.lora.target_modules or place.lora_load:
+        return
+    for name, flag in (("r", "--lora-r"), ("alpha", "--lora-alpha"), ("dropout", "--lora-dropout"),
+                       ("lora_ckpt_filter", "--lora-ckpt-filter")):
+        if name in configs.explicit:
+            raise UserError(f"{flag} is given, but no adapters are: add --lora-target-modules (new ones) or --lora-load "
+                            "(saved ones)")
 
 
 def _check_inference(configs: Configs) -> None:

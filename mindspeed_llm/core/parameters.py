@@ -118,8 +118,8 @@ class ParameterSet:
             raise ValueError(f"{name}: expected {stop - start} elements, got shape {array.shape}")
         self.buffer.store(start, Tensor.from_numpy(np.ascontiguousarray(array).reshape(-1)))
 
-    def initialize(self, model: ModelConfig, seed: int) -> None:
-        """Draw all parameters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1; the first
+    def initialize(self, model: ModelConfig, seed: int, *, adapters_only: bool = False) -> None:
+        """Draw all parameters, or those of adapters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1; the first
         matrix of an adapter uniform up to 1/sqrt(inputs), the second 0.
 
         The draw depends on the seed, the global name and the global position only, so that any parallel layout starts
@@ -127,6 +127,8 @@ class ParameterSet:
         """
         dtype = numpy_dtype(self.dtype)
         for name, spec in self.specs.items():
+            if adapters_only and not spec.adapter:
+                continue
             self.load(name, _initial_shard(spec, self.tp_rank, self.tp_size, model, seed).astype(dtype))
 
 

@@ -76,7 +76,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        programs = stage_programs(self.batches.objective, self.chunks, micro_batches)
+        programs = stage_programs(self.batches.objective, self.chunks, micro_batches,
+                                  f"{self.configs.train.seed}/{self.progress.iteration}")
         losses = forward_backward(programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
@@ -132,5 +133,5 @@ class Trainer:
         if config.save and self.progress.iteration > last_saved:
             checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
                                self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim)
+                               with_optimizer=not config.no_save_optim, adapters_only=config.lora_ckpt_filter)
         return self.progress.iteration

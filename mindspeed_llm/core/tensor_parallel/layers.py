@@ -53,7 +53,7 @@ class _ColumnParallel(Function):
         ctx.low_rank = low_rank
         total = all_gather(x, group) if sequence_parallel else x
         y, *hidden = add_low_rank(low_rank, total, kernels.primitives().linear_fwd(total, weight, bias))
-        _keep_input(ctx, x, hidden)
+        keep_input(ctx, x, hidden)
         return y
 
     @staticmethod
@@ -78,7 +78,7 @@ class _RowParallel(Function):
     def forward(ctx, x, weight, group, sequence_parallel, low_rank):
         ctx.weight, ctx.group, ctx.sequence_parallel, ctx.low_rank = weight, group, sequence_parallel, low_rank
         partial, *hidden = add_low_rank(low_rank, x, kernels.primitives().linear_fwd(x, weight, None))
-        _keep_input(ctx, x, hidden)
+        keep_input(ctx, x, hidden)
         return reduce_scatter(partial, group) if sequence_parallel else all_reduce(partial, group)
 
     @staticmethod
@@ -91,7 +91,7 @@ class _RowParallel(Function):
         return dx, None, None, None, None
 
 
-def _keep_input(ctx, x: Tensor, hidden: list[Tensor]) -> None:
+def keep_input(ctx, x: Tensor, hidden: list[Tensor]) -> None:
     """Keep for backward what a weight or an adapter learns from: a frozen layer without adapter keeps nothing."""
     if wants_grad(ctx.weight) or ctx.low_rank is not None:
         ctx.save_for_backward(x, *hidden)
