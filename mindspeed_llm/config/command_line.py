@@ -13,7 +13,7 @@ from mindspeed_llm.config.option import Flag
 from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
 from mindspeed_llm.config.validation import check, check_given, notes_on
 
-PARTS = {"convert": ("convert", "lora"), "preprocess": ("data",),
+PARTS = {"convert": ("convert",), "preprocess": ("data",),
          "pretrain": ("parallel", "optimizer", "lora", "train", "data", "checkpoint"),
          "inference": ("parallel", "lora", "train", "data", "checkpoint", "inference"),
          "evaluation": ("parallel", "lora", "train", "data", "checkpoint", "evaluation")}

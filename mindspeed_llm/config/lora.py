@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.option import MODEL, TRAIN, Flag, option
+from mindspeed_llm.config.option import RUN, TRAIN, Flag, option
 
 if TYPE_CHECKING:
     from mindspeed_llm.config.configs import Configs
@@ -24,12 +24,12 @@ class LoraConfig:
     """
 
     target_modules: tuple[str, ...] = option((), Flag(
-        kind.words(*TARGETS), MODEL, "train low-rank adapters of these layers, in every transformer layer, and nothing "
+        kind.words(*TARGETS), RUN, "train low-rank adapters of these layers, in every transformer layer, and nothing "
         "else", name="--lora-target-modules", default=f"no adapters; with --lora-load{_STORED}"))
     r: int = option(16, Flag(
-        kind.integer(1), MODEL, "rank of the adapters", name="--lora-r", default=f"16; with --lora-load{_STORED}"))
+        kind.integer(1), RUN, "rank of the adapters", name="--lora-r", default=f"16; with --lora-load{_STORED}"))
     alpha: int = option(32, Flag(
-        kind.integer(1), MODEL, "adapters are scaled by this / --lora-r", name="--lora-alpha",
+        kind.integer(1), RUN, "adapters are scaled by this / --lora-r", name="--lora-alpha",
         default=f"32; with --lora-load{_STORED}"))
     dropout: float = option(0.0, Flag(
         kind.number(low=0.0, below=1.0), TRAIN, "in training: part of an adapter's input that is set to 0",

@@ -109,6 +109,8 @@ def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
+    if convert.save_lora_to_hf and convert.save_model_type != "hf":
+        raise UserError("--save-lora-to-hf needs --load-model-type mg --save-model-type hf")
     if convert.load_model_type == convert.save_model_type:
         raise UserError(f"--load-model-type and --save-model-type are both {convert.load_model_type}: use hf and mg, "
                         "or mg and hf (an mcore checkpoint loads under any other parallel sizes as it is)")
@@ -150,8 +152,8 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
 
 
 def _check_lora(configs: Configs) -> None:
-    place = configs.checkpoint or configs.convert
-    if configs.checkpoint is not None and place.lora_load and not place.load:
+    place = configs.checkpoint
+    if place.lora_load and not place.load:
         raise UserError(f"--lora-load ({place.lora_load}) needs --load: the checkpoint of the model that the adapters are of")
     if configs.lora.target_modules or place.lora_load:
         return

@@ -3,31 +3,12 @@
 import math
 
 from mindspeed_llm.checkpoint import Checkpoint
-from mindspeed_llm.checkpoint.adapters import open_adapters, require_same_model
 from mindspeed_llm.config import lora, shape
 from mindspeed_llm.config.configs import Configs
-from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.training import CheckpointConfig
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.structure import model_specs
-
-
-def find_adapters(config: CheckpointConfig, base: Checkpoint | None) -> Checkpoint | None:
-    """The checkpoint that holds the adapters of a run: that of --lora-load, else `base`, which --load names, if it has any.
-
-    Raises UserError or FileNotFoundError where --lora-load holds none or those of another model, or --load no model.
-    """
-    if base is not None and base.adapters_only:
-        raise UserError(f"--load {config.load} holds adapters only: give it as --lora-load, and the checkpoint of the model "
-                        "that they are of as --load")
-    if not config.lora_load:
-        return base if base is not None and base.lora is not None else None
-    adapters = open_adapters(config.lora_load)
-    if base is not None:
-        require_same_model(adapters, base.model_config, base.noop_layers, f"--load {config.load}")
-    return adapters
 
 
 def resolve(configs: Configs, base: Checkpoint | None, adapters: Checkpoint | None) -> Configs:

@@ -8,11 +8,12 @@ def run(configs: Configs) -> None:
 
     Raises UserError for what the user can put right: sizes that do not fit, missing or contradicting checkpoints and data.
     """
+    from mindspeed_llm.checkpoint import find_adapters
     from mindspeed_llm.core.gpt_model import GPTModel
     from mindspeed_llm.core.optimizer.optimizer import Optimizer
     from mindspeed_llm.runtime import collectives, device
     from mindspeed_llm.session import join_job, start_session
-    from mindspeed_llm.session.weights import find_adapters, load_weights, loaded_line, parameters_line, resolve
+    from mindspeed_llm.session.weights import load_weights, loaded_line, parameters_line, resolve
     from mindspeed_llm.training import checkpointing
     from mindspeed_llm.training.batches import Batches
     from mindspeed_llm.training.loop import Trainer
@@ -24,7 +25,7 @@ def run(configs: Configs) -> None:
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
     join_job(train.seed, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
-    adapters = find_adapters(configs.checkpoint, source)
+    adapters = find_adapters(configs.checkpoint.lora_load, source, f"--load {configs.checkpoint.load}")
     configs = resolve(configs, source, adapters)
     resumed = source if configs.lora is None else adapters
     configs = checkpointing.restore_seed(configs, resumed)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mindspeed_llm.checkpoint import Checkpoint, open_checkpoint
+from mindspeed_llm.checkpoint import Checkpoint, find_adapters, open_checkpoint
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.gpt_model import GPTModel
@@ -17,7 +17,7 @@ from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime import device
 from mindspeed_llm.session import join_job, start_session
-from mindspeed_llm.session.weights import find_adapters, load_weights, loaded_line, resolve
+from mindspeed_llm.session.weights import load_weights, loaded_line, resolve
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load(configs: Configs) -> Loaded:
     """
     join_job(configs.train.seed, configs.parallel)
     checkpoint = require_checkpoint(configs.checkpoint.load)
-    adapters = find_adapters(configs.checkpoint, checkpoint)
+    adapters = find_adapters(configs.checkpoint.lora_load, checkpoint, f"--load {configs.checkpoint.load}")
     configs = _with_checkpoint(configs, checkpoint, adapters)
     data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
