@@ -14,7 +14,7 @@ from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
 from mindspeed_llm.config.validation import check, check_given, notes_on
 
 PARTS = {"convert": ("convert",), "preprocess": ("data",),
-         "pretrain": ("parallel", "optimizer", "lora", "train", "data", "checkpoint"),
+         "pretrain": ("parallel", "optimizer", "lora", "train", "data", "checkpoint", "profile"),
          "inference": ("parallel", "lora", "train", "data", "checkpoint", "inference"),
          "evaluation": ("parallel", "lora", "train", "data", "checkpoint", "evaluation")}
 

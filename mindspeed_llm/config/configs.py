@@ -8,7 +8,7 @@ from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
-                                           OptimizerConfig, TrainConfig)
+                                           OptimizerConfig, ProfileConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Configs:
     train: TrainConfig | None = None
     data: DataConfig | None = None
     checkpoint: CheckpointConfig | None = None
+    profile: ProfileConfig | None = None
     inference: InferenceConfig | None = None
     evaluation: EvaluationConfig | None = None
     convert: ConvertConfig | None = None

@@ -23,7 +23,7 @@ def run(configs: Configs) -> None:
 
     train, parallel = configs.train, configs.parallel
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
-    join_job(train.seed, parallel)
+    join_job(train, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     adapters = find_adapters(configs.checkpoint.lora_load, source, f"--load {configs.checkpoint.load}")
     configs = resolve(configs, source, adapters)
