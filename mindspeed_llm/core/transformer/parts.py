@@ -95,10 +95,14 @@ class Linear(Part):
         """The adapter's part in a pass."""
         return None if self.adapter is None else self.adapter.low_rank(use)
 
+    @property
+    def learns(self) -> bool:
+        """Whether the weight or an adapter learns from the input."""
+        return self.weight.trainable or self.adapter is not None
+
     def kept(self, sizes: ActivationSizes) -> int:
-        """The input, if a weight or an adapter learns from it, and what the adapter keeps."""
-        learns = self.weight.trainable or self.adapter is not None
-        return learns * self.input_bytes(sizes) + super().kept(sizes)
+        """The input, if anything learns from it, and what the adapter keeps."""
+        return self.learns * self.input_bytes(sizes) + super().kept(sizes)
 
 
 class ColumnParallelLinear(Linear):
