@@ -20,6 +20,7 @@ from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.optimizer.gradients import global_sum
 from mindspeed_llm.core.parallel_state import ParallelState
+from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.data.pairwise_dataset import PairedRows, PairwiseDataset
 from mindspeed_llm.data.tokenizer import TOKENIZER_FILES
 from mindspeed_llm.runtime.collectives import broadcast
@@ -35,7 +36,7 @@ Compute = Callable[[ReferenceModel, list[list[Sample]]], list[Tensor]]
 
 
 class ReferenceLogps:
-    """Log-probabilities of the answers of pairs under the model of --ref-model, which is in memory only to compute them."""
+    """Log-probabilities of the answers of pairs under the reference model, which is in memory only to compute them."""
 
     def __init__(self, configs: Configs, state: ParallelState) -> None:
         self._configs, self._state = configs, state
@@ -97,8 +98,9 @@ class ReferenceLogps:
         """Hexadecimal digest of what the numbers come from."""
         configs, digest = self._configs, hashlib.sha256()
         with open_reference(configs) as source:
-            described = {"weights": source.fingerprint(), "model": asdict(reference_config(configs, source.model_config)),
-                         "noop_layers": source.noop_layers, "seq_length": configs.train.seq_length,
+            model = reference_config(configs, source.model_config)
+            names = [spec.name for spec in model_specs(model, source.noop_layers)]
+            described = {"weights": source.fingerprint(names), "model": asdict(model), "noop_layers": source.noop_layers, "seq_length": configs.train.seq_length,
                          "dtype": configs.train.params_dtype}
         digest.update(json.dumps(described, sort_keys=True).encode())
         place = Path(configs.data.tokenizer_name_or_path)

@@ -99,6 +99,10 @@ EFFECTS = [
     ("pretrain", "--no-save-optim", {"checkpoint.no_save_optim": True}),
     ("pretrain", "--load a --save b --save-interval 5",
      {"checkpoint.load": "a", "checkpoint.save": "b", "checkpoint.save_interval": 5}),
+    ("pretrain", "--lora-target-modules linear_qkv linear_fc2 --lora-r 8 --lora-alpha 16 --lora-dropout 0.1",
+     {"lora.target_modules": ("linear_qkv", "linear_fc2"), "lora.r": 8, "lora.alpha": 16, "lora.dropout": 0.1}),
+    ("pretrain", "--load a --lora-load b --lora-ckpt-filter",
+     {"checkpoint.load": "a", "checkpoint.lora_load": "b", "checkpoint.lora_ckpt_filter": True}),
     ("pretrain", "--log-interval 3", {"train.log_interval": 3, "data.log_interval": 1000}),
     ("pretrain", "--eval-interval 9 --eval-iters 2", {"train.eval_interval": 9, "train.eval_iters": 2}),
     ("pretrain", "--exit-interval 4", {"train.exit_interval": 4}),
@@ -145,6 +149,8 @@ EFFECTS = [
      {"convert.hf_dir": "out", "convert.save_dir": "out/mg2hf"}),
     ("convert", "--load-model-type hf --save-model-type mg", {"convert.load_model_type": "hf", "convert.hf_dir": None,
                                                               "convert.save_dir": "out"}),
+    ("convert", "--lora-load a", {"convert.lora_load": "a"}),
+    ("convert", "--load-model-type mg --save-model-type hf --save-lora-to-hf", {"convert.save_lora_to_hf": True}),
     ("convert", "--target-tensor-parallel-size 2", {"convert.target_tensor_parallel_size": 2}),
     ("convert", "--target-pipeline-parallel-size 2", {"convert.target_pipeline_parallel_size": 2}),
     ("convert", "--load-dir l --save-dir s", {"convert.load_dir": "l", "convert.save_dir": "s"}),
@@ -192,7 +198,7 @@ WITHOUT_EFFECT = [
     "--no-create-attention-mask-in-dataloader", "--distributed-backend nccl", "--distributed-backend hccl",
     "--ckpt-format torch", "--ai-framework mindspore", "--use-fused-rotary-pos-emb",
     "--variable-seq-lengths", "--use-cp-send-recv-overlap", "--enable-thinking", "--enable-thinking true",
-    "--tokenizer-not-use-fast",
+    "--tokenizer-not-use-fast", "--lora-fusion",
 ]
 
 # Flags whose effect has a test of its own below.

@@ -55,7 +55,8 @@ class Trial:
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
-                                trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
+                                lora=golden.lora, trainable=trainable, multiple_of=self.state.dp_cp.size)
+                       for stage in range(virtual)]
         mine = self.samples()[self.state.dp.rank::self.state.dp.size]
         if len(mine) % micro_batch:
             raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
@@ -126,7 +127,7 @@ class Trial:
         parameter_errors, grad_errors = {}, self.gradient_errors(self.take_sgd_step(), self.golden)
         for chunk in self.chunks:
             for name, spec in chunk.parameters.specs.items():
-                gradient = spec.trainable * self.local("grad", chunk.parameters, name)
+                gradient = self.local("grad", chunk.parameters, name) if spec.trainable else 0
                 weight = self.local("weight", chunk.parameters, name)
                 update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
                 got = chunk.parameters[name].asnumpy().astype(np.float64)

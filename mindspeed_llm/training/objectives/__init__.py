@@ -16,11 +16,12 @@ def objective_of(configs: Configs, state: ParallelState) -> Objective:
     data = configs.data
     if data.is_pairwise_dataset:
         pad_id = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type).pad_id
-        if not configs.preference.needs_reference:
-            return Preference(configs, pad_id, None)
-        if configs.preference.precompute_ref:
-            return Preference(configs, pad_id, None, ReferenceLogps(configs, state))
-        return Preference(configs, pad_id, load_reference(configs, state))
+        preference, logps, reference = configs.preference, None, None
+        if preference.needs_reference and preference.precompute_ref:
+            logps = ReferenceLogps(configs, state)
+        elif preference.needs_reference and preference.ref_model:
+            reference = load_reference(configs, state)
+        return Preference(configs, pad_id, reference, logps)
     if data.is_instruction_dataset:
         return Finetuning(configs, load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type).pad_id)
     return Pretraining(configs)

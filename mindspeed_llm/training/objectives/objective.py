@@ -33,8 +33,8 @@ class Objective(Protocol):
         All ranks of a model replica make the same micro-batches in the same order.
         """
 
-    def prepared(self, micro_batches: list[MicroBatch], _chunks: list[GPTModel]) -> list[MicroBatch]:
-        """The micro-batches of a step with what passes of another model than `_chunks`, the trained one, add to them.
+    def prepared(self, micro_batches: list[MicroBatch], chunks: list[GPTModel]) -> list[MicroBatch]:
+        """The micro-batches of a step with what passes of another model than the trained `chunks` add to them.
 
         Collective among the ranks of a model replica.
         """

@@ -39,8 +39,8 @@ class Preference(Objective):
     """Samples are pairs. Both sequences of all pairs of a micro-batch are one packed row, in which they do not see each
     other: one pass gives all log-probabilities, and answers of different lengths cost no padding between them.
 
-    `reference` is the model that the loss compares with; it may be None if the loss has none, or with `logps`, which take its
-    place: its log-probabilities of all pairs, computed once. `pad_id` fills the row up: to a multiple of
+    `reference` is the model that the loss compares with, None: the trained model without its adapters. `logps` take the place
+    of either: log-probabilities of all pairs, computed once. `pad_id` fills the row up: to a multiple of
     --pad-to-multiple-of under --no-pad-to-seq-lengths, else to two sequences of --seq-length per pair.
     """
 
@@ -69,11 +69,12 @@ class Preference(Objective):
             multiple = 2 * len(samples) * self._configs.train.seq_length
         return pair_batch(samples, self._pad_id, multiple)
 
-    def prepared(self, micro_batches: list[PairBatch], _chunks: list[GPTModel]) -> list[PairBatch]:
+    def prepared(self, micro_batches: list[PairBatch], chunks: list[GPTModel]) -> list[PairBatch]:
         """With the reference model's log-probabilities, on the last stage."""
-        if self._reference is None:
+        if self._logps is not None or not self._configs.preference.needs_reference:
             return micro_batches
-        logps = self._reference.outputs(answer_logps, micro_batches) or [None] * len(micro_batches)
+        reference = self._reference or ReferenceModel(chunks)
+        logps = reference.outputs(answer_logps, micro_batches) or [None] * len(micro_batches)
         return [replace(micro, reference=each) for micro, each in zip(micro_batches, logps, strict=True)]
 
     def loss(self, chunk: GPTModel, hidden: Tensor, micro: PairBatch) -> tuple[Tensor, Metrics]:
