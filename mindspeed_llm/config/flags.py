@@ -23,19 +23,12 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
            "inference": "inference.py", "evaluation": "evaluation.py"}
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
-<<<<<<< HEAD
-           "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig, "preference": PreferenceConfig,
-           "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig, "evaluation": EvaluationConfig}
-
-_TITLES = {"train": "training", "profile": "profiling", "preference": "preference tuning", "convert": "conversion",
-           "inference": "generation", "serve": "serving"}
-=======
            "lora": LoraConfig, "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig,
-           "convert": ConvertConfig, "inference": InferenceConfig, "evaluation": EvaluationConfig}
+           "preference": PreferenceConfig, "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig,
+           "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "lora": "low-rank adapters", "profile": "profiling", "convert": "conversion",
-           "inference": "generation"}
->>>>>>> w-lora
+_TITLES = {"train": "training", "lora": "low-rank adapters", "profile": "profiling", "preference": "preference tuning",
+           "convert": "conversion", "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:
