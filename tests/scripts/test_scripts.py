@@ -110,6 +110,18 @@ def test_tuning_defaults_are_the_documented_ones(recorder):
             parallel.recompute_num_layers) == ((22, 18), "full", "block", 22)
 
 
+def test_preference_tuning_of_all_weights_and_of_adapters(recorder):
+    full, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base")
+    assert full.train.stage == "dpo" and full.data.is_pairwise_dataset and full.data.no_pad_to_seq_lengths
+    assert (full.preference.ref_model, full.preference.precompute_ref, full.preference.dpo_beta) == ("base", True, 0.1)
+    assert (full.checkpoint.load, full.checkpoint.finetune, full.train.seq_length) == ("base", True, 8192)
+    adapters, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", LORA=1)
+    assert adapters.preference.ref_model is None and len(adapters.lora.target_modules) == 4
+    assert adapters.checkpoint.lora_ckpt_filter
+    other, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", REF_MODEL_DIR="other", LORA=1)
+    assert other.preference.ref_model == "other"
+
+
 def test_variables_and_flags_win_without_editing(recorder):
     configs, launcher = recorder.configs(
         "pretrain_glm4_8k_ms.sh", "--train-iters", "20", "--seq-length", "256", "--max-position-embeddings", "256",
