@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.config.command_line import parse
+from mindspeed_llm.config.lora import TARGETS
 from mindspeed_llm.families import FAMILIES
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
@@ -107,6 +108,21 @@ def test_tuning_defaults_are_the_documented_ones(recorder):
     parallel = configs.parallel
     assert (parallel.num_layer_list, parallel.recompute_granularity, parallel.recompute_method,
             parallel.recompute_num_layers) == ((22, 18), "full", "block", 22)
+
+
+@pytest.mark.parametrize("script, length, tensor", [("tune_glm4_9b_4k_lora_ms.sh", 4096, 2),
+                                                    ("tune_glm4_9b_32k_lora_ms.sh", 32768, 4)])
+def test_adapters_are_trained_and_resumed(recorder, script, length, tensor):
+    configs, _ = recorder.configs(script, CKPT_LOAD_DIR="base", CKPT_SAVE_DIR="tuned")
+    lora, place = configs.lora, configs.checkpoint
+    assert (lora.target_modules, lora.r, lora.alpha, lora.dropout) == (TARGETS, 16, 32, 0.0)
+    assert (configs.train.stage, configs.train.seq_length, configs.parallel.tensor_model_parallel_size) == (
+        "sft", length, tensor)
+    assert (place.load, place.lora_load, place.finetune, place.lora_ckpt_filter) == ("base", None, True, True)
+    (recorder.folder / "tuned").mkdir()
+    (recorder.folder / "tuned" / "latest_checkpointed_iteration.txt").write_text("5\n")
+    place = recorder.configs(script, CKPT_LOAD_DIR="base", CKPT_SAVE_DIR="tuned")[0].checkpoint
+    assert (place.load, place.lora_load, place.finetune) == ("base", "tuned", False)
 
 
 def test_variables_and_flags_win_without_editing(recorder):
