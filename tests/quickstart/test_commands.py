@@ -33,6 +33,19 @@ def test_model_and_data_of_one_seed_belong_together(tmp_path):
     assert len(tokenizer.encode(" " + name)) == 1
 
 
+def test_compare(tmp_path, capsys):
+    def log(name, right):
+        path = tmp_path / name
+        path.write_text(f"INFO:mindspeed_llm.tasks.evaluation.eval_impl.mmlu_eval:mmlu acc = {right}/40={right / 40}\n")
+        return str(path)
+
+    full = log("full.log", 36)
+    main(["compare", "--full-log", full, "--lora-log", log("near.log", 35), "--within", "0.05"])
+    assert capsys.readouterr().out == "accuracy after full fine-tuning: 0.90\naccuracy with low-rank adapters: 0.88\n"
+    with pytest.raises(UserError, match="at most 0.05 less was expected"):
+        main(["compare", "--full-log", full, "--lora-log", log("far.log", 33), "--within", "0.05"])
+
+
 @pytest.mark.parametrize("argv, message", [
     (["make-model", "--save-dir", "x"], "needs the model flags"),
     (["make-model", "--save-dir", "x", "--num-leyers", "4"], "did you mean --num-layers"),

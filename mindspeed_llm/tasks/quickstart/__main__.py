@@ -5,6 +5,7 @@ r"""The quickstart's generators and its report.
         --num-layers 4 --hidden-size 128 ... (the model flags of pretrain_gpt.py)
     python -m mindspeed_llm.tasks.quickstart report --save-dir quickstart --times quickstart/times.tsv \
         --pretrain-log ... --tune-log ... --before-log ... --after-log ... --generate-log ...
+    python -m mindspeed_llm.tasks.quickstart compare --full-log ... --lora-log ... --within 0.05
 """
 
 import argparse
@@ -17,7 +18,7 @@ from mindspeed_llm.config.errors import UserError, run_main
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart {{make-data,make-model,report}} --help)")
+        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart {{make-data,make-model,report,compare}} --help)")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -44,6 +45,10 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("--generate-log", type=Path, help="log of the generation, for samples")
     report.add_argument("--most-before", type=float, help="fail when the accuracy before fine-tuning is above this")
     report.add_argument("--least-after", type=float, help="fail when the accuracy after fine-tuning is below this")
+    compare = commands.add_parser("compare", allow_abbrev=False, help="print the accuracies of full tuning and of adapters")
+    compare.add_argument("--full-log", type=Path, required=True, help="log of the evaluation of the fully tuned model")
+    compare.add_argument("--lora-log", type=Path, required=True, help="log of the evaluation with low-rank adapters")
+    compare.add_argument("--within", type=float, help="fail when the adapters' accuracy is lower by more than this")
     return parser
 
 
@@ -85,6 +90,15 @@ def _report(options: argparse.Namespace) -> None:
     check_accuracy(results, options.most_before, options.least_after)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from mindspeed_llm.tasks.quickstart.logs import read_accuracy
+    from mindspeed_llm.tasks.quickstart.report import check_adapters
+
+    full, adapters = read_accuracy(options.full_log), read_accuracy(options.lora_log)
+    print(f"accuracy after full fine-tuning: {full.share:.2f}\naccuracy with low-rank adapters: {adapters.share:.2f}")
+    check_adapters(full, adapters, options.within)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one sub-command. Raises UserError for a wrong command line."""
     options, rest = _build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
@@ -95,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"unknown argument {rest[0]!r} of {options.command}: see --help")
     if options.command == "make-data":
         _make_data(options)
+    elif options.command == "compare":
+        _compare(options)
     else:
         _report(options)
 
