@@ -55,7 +55,7 @@ def tune(source: Path, work: Path) -> None:
     call("bash", SCRIPTS / "pretrain_glm4_8k_ms.sh", *MODEL, "--train-iters", 300, "--global-batch-size", 8,
          "--micro-batch-size", 4, "--lr", "2e-3", "--min-lr", "2e-4", **common, CKPT_LOAD_DIR="",
          CKPT_SAVE_DIR=work / "pretrained", DATA_PATH=work / "text_text_document", LOG_ROOT=work / "logs")
-    call("bash", SCRIPTS / "dpo_glm4_9b_8k_ms.sh", *MODEL, "--train-iters", 200, "--global-batch-size", 16,
+    call("bash", SCRIPTS / "dpo_glm4_9b_8k_ms.sh", *MODEL, "--train-iters", 200, "--global-batch-size", 8,
          "--micro-batch-size", 4, "--lr", "1e-4", "--min-lr", "1e-5", "--recompute-num-layers", 1, "--split", "90,10,0",
          "--eval-iters", 1, "--tensorboard-dir", work / "tensorboard", **common, CKPT_LOAD_DIR=work / "pretrained",
          CKPT_SAVE_DIR=work / "tuned", DATA_PATH=work / "pairs", LOG_ROOT=work / "logs")
