@@ -110,9 +110,8 @@ class IndexedDatasetBuilder:
         if self.sequences == 0:
             self.abort()
             raise UserError(f"{self.prefix}: nothing to write, there is not a single sequence")
-        self._flush()
         self._sync(self._stream)
-        sizes = np.concatenate(self._sizes)
+        sizes = self.sizes
         documents = np.concatenate(self._documents)
         pointers = np.zeros(sizes.size, np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
@@ -129,6 +128,12 @@ class IndexedDatasetBuilder:
         Path(f"{self.prefix}.idx").unlink(missing_ok=True)
         for end in ("bin", "idx"):
             os.replace(self._temporary[end], f"{self.prefix}.{end}")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32[N]: tokens of every sequence added so far."""
+        self._flush()
+        return np.concatenate(self._sizes) if self._sizes else np.zeros(0, np.int32)
 
     def abort(self) -> None:
         """Remove the temporary files. Harmless after `finalize`."""
