@@ -82,12 +82,12 @@ class InstructionHandler(Handler):
         """(messages that end with an answer, system prompt, tools) of a row."""
         raise SkipRow("the base handler reads nothing")
 
-    def encode(self, row: dict) -> tuple[list[int], ...]:
+    def encode(self, row: dict) -> tuple[Sequence[int] | np.ndarray, ...]:
         messages, system, tools = self.conversation(row)
         ids, labels = self.template.encode(self.tokenizer, messages, system, tools, self.config.seq_length)
-        if all(label == IGNORE for label in labels):
+        if labels.count(IGNORE) == len(labels):
             raise SkipRow("nothing to learn from")
-        return ids, [1] * len(ids), labels
+        return ids, np.ones(len(ids), np.int32), labels
 
 
 class AlpacaStyleInstructionHandler(InstructionHandler):
