@@ -31,6 +31,9 @@ class DataConfig:
         kind.switch(), TRAIN, "pad a batch to its longest sample, not to --seq-length"))
     pad_to_multiple_of: int = option(8, Flag(
         kind.integer(1), TRAIN, "with --no-pad-to-seq-lengths: lengths are rounded up to a multiple of this"))
+    reset_attention_mask: bool = option(False, Flag(
+        kind.switch(), TRAIN, "pre-training: the documents of a sample do not see each other (the conversations of "
+        "packed instruction data never do)"))
     input: str | None = option(None, Flag(
         kind.path(), PREPROCESS, "file, directory or quoted pattern: parquet, arrow, csv, json, jsonl, txt; the last "
         "four also .gz"))

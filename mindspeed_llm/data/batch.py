@@ -112,7 +112,7 @@ def build_train_valid_test(data: DataConfig, *, seq_length: int, seed: int, num_
     def build(source: IndexedDataset | PackedRows, selection: tuple[int, int], count: int) -> Dataset:
         if instruction:
             return InstructionDataset(source, selection, count, seq_length, seed, pad_id, multiple)
-        return GPTDataset(source, selection, count, seq_length, seed)
+        return GPTDataset(source, selection, count, seq_length, seed, data.reset_attention_mask)
 
     return tuple(
         _build_one(build, sources, [split[part] for split in splits], weights, num_samples[part]) for part in range(3)

@@ -28,15 +28,17 @@ class GPTDataset:
         num_samples: how many samples to provide; None: those of one epoch.
         seq_length: S.
         seed: same seed, same samples in the same order, on any machine.
+        reset_attention_mask: samples tell where their documents begin, so that these do not see each other.
 
     Raises:
         UserError: no tokens in the range, or too few for one sample when num_samples is None.
     """
 
     def __init__(self, indexed: IndexedDataset, documents: tuple[int, int], num_samples: int | None, seq_length: int,
-                 seed: int):
+                 seed: int, reset_attention_mask: bool = False):
         self.indexed = indexed
         self.seq_length = seq_length
+        self._reset_attention_mask = reset_attention_mask
         first, last = documents
         sizes = indexed.sizes[first:last]
         epoch_tokens = int(sizes.sum(dtype=np.int64))
@@ -83,18 +85,32 @@ class GPTDataset:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """tokens int64[S], labels int64[S] (the next tokens), loss_mask float32[S] (all ones)."""
-        stream = self.token_span(int(self._order[index]))
-        return {"tokens": stream[:-1], "labels": stream[1:], "loss_mask": np.ones(self.seq_length, np.float32)}
+        """tokens int64[S], labels int64[S] (the next tokens), loss_mask float32[S] (all ones); with
+        reset_attention_mask also cu_seqlens int32[n+1], the boundaries 0..S of the n documents. The last token of a
+        document predicts the first one of the next, as in Megatron.
+        """
+        stream, starts = self._span(int(self._order[index]))
+        sample = {"tokens": stream[:-1], "labels": stream[1:], "loss_mask": np.ones(self.seq_length, np.float32)}
+        if self._reset_attention_mask:
+            inner = [start for start in starts if 0 < start < self.seq_length]
+            sample["cu_seqlens"] = np.array([0, *inner, self.seq_length], np.int32)
+        return sample
 
     def token_span(self, sample: int) -> np.ndarray:
         """The S+1 tokens (int64) of a sample by its place in the stream (before the sample order is shuffled)."""
+        return self._span(sample)[0]
+
+    def _span(self, sample: int) -> tuple[np.ndarray, list[int]]:
+        """(tokens of `token_span`, the places where their documents begin)."""
         result = np.empty(self.seq_length + 1, np.int64)
+        starts = []
         position, offset, filled = int(self._positions[sample]), int(self._offsets[sample]), 0
         while filled < result.size:
             document = int(self._documents[position])
             take = min(int(self.indexed.sizes[document]) - offset, result.size - filled)
+            if take:
+                starts.append(filled)
             result[filled:filled + take] = self.indexed.get(document, offset, take)
             filled += take
             position, offset = position + 1, 0
-        return result
+        return result, starts

@@ -117,6 +117,7 @@ EFFECTS = [
     ("preprocess", "--seq-length 64 --pack", {"data.seq_length": 64, "data.pack": True}),
     ("preprocess", "--append-eod", {"data.append_eod": True}),
     ("preprocess", """--map-keys '{"prompt":"q","query":""}'""", {"data.map_keys": {"prompt": "q", "query": ""}}),
+    ("pretrain", "--reset-attention-mask", {"data.reset_attention_mask": True}),
     ("preprocess", "--max-bad-rows 3", {"data.max_bad_rows": 3}),
     ("preprocess", "--n-subs 4", {"data.n_subs": 4}),
     ("preprocess", "--report", {"data.report": True}),
@@ -170,7 +171,7 @@ WITHOUT_EFFECT = [
     "--no-create-attention-mask-in-dataloader", "--distributed-backend nccl", "--distributed-backend hccl",
     "--ckpt-format torch", "--ai-framework mindspore", "--use-fused-rotary-pos-emb",
     "--variable-seq-lengths", "--use-cp-send-recv-overlap", "--enable-thinking", "--enable-thinking true",
-    "--tokenizer-not-use-fast", "--streaming",
+    "--tokenizer-not-use-fast", "--streaming", "--neat-pack", "--reset-position-ids",
 ]
 
 # Flags whose effect has a test of its own below.

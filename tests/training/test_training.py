@@ -130,6 +130,20 @@ def test_validation_shows_what_the_model_says(train, tmp_path, capsys, monkeypat
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_documents_do_not_see_each_other(train, tmp_path, capsys):
+    """--reset-attention-mask: the loss of two documents in a sample is that of one document a sample."""
+    rng = np.random.default_rng(5)
+    write_documents(tmp_path / "d", [rng.integers(0, 256, 16) for _ in range(9)])
+    step = ("--data-path", tmp_path / "d", "--train-iters", 1, "--init-method-std", 0.5)
+    found = []
+    for flags in (("--reset-attention-mask", "--reset-position-ids"), (),
+                  ("--seq-length", 16, "--global-batch-size", 8)):
+        train(*step, *flags)
+        found += losses(capsys.readouterr().out)
+    together, seeing, apart = found
+    assert abs(together - apart) < 2e-6 * apart and abs(seeing - apart) > 1e-3 * apart
+
+
 def write_instruction_rows(prefix):
     rows = [np.full(20 + n, 7) for n in range(12)]
     write_documents(f"{prefix}_packed_input_ids_document", rows)
