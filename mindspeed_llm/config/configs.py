@@ -7,7 +7,7 @@ from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
-                                           OptimizerConfig, TrainConfig)
+                                           OptimizerConfig, ProfileConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Configs:
     train: TrainConfig | None = None
     data: DataConfig | None = None
     checkpoint: CheckpointConfig | None = None
+    profile: ProfileConfig | None = None
     inference: InferenceConfig | None = None
     evaluation: EvaluationConfig | None = None
     convert: ConvertConfig | None = None

@@ -59,6 +59,9 @@ class TrainConfig:
     seed: int = option(1234, Flag(
         kind.integer(0), RUN, "of initial weights, data order and sampling; a resumed run keeps the checkpoint's "
         "(see --no-load-rng)"))
+    npu_deterministic: bool = option(False, Flag(
+        kind.switch(), RUN, "on Ascend operators and communication that give the same bits each time, at some cost; on "
+        "CPU all do"))
     stage: str | None = option(None, Flag(
         kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
         default="pre-training"))
@@ -95,6 +98,27 @@ class TrainConfig:
             raise UserError(f"--global-batch-size ({self.global_batch_size}) must be divisible by --micro-batch-size "
                             f"({self.micro_batch_size}){replicas}: use {near}")
         return self.global_batch_size // step
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Which iterations of which ranks are profiled, and how closely."""
+
+    profile: bool = option(False, Flag(
+        kind.switch(), TRAIN, "record where the time of some iterations goes, and print a table of it (see "
+        "docs/operations.md)"))
+    profile_step_start: int = option(10, Flag(
+        kind.integer(1), TRAIN, "first iteration that is profiled, by the number in its log line"))
+    profile_step_end: int = option(12, Flag(
+        kind.integer(2), TRAIN, "the iteration before which profiling ends"))
+    profile_ranks: tuple[int, ...] = option((0,), Flag(
+        kind.numbers(-1), TRAIN, "global ranks that are profiled; -1: all"))
+    profile_level: str = option("level0", Flag(
+        kind.choice("level0", "level1", "level2"), TRAIN, "on CPU level0 has data, passes, communication and optimizer; "
+        "level1 the kernels too; level2 the shapes of their inputs. On Ascend MindSpore's levels of these names"))
+    profile_with_cpu: bool = option(False, Flag(
+        kind.switch(), TRAIN, "on Ascend: what the host does, too; on CPU it is all there is"))
+    profile_save_path: str = option("./profile_dir", Flag(kind.text(), TRAIN, "directory for the profiles"))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
+from mindspeed_llm.config.option import flag_name
 from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
-from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, TrainConfig
+from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, ProfileConfig, TrainConfig
 
 
 def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
@@ -45,6 +46,11 @@ def notes_on(configs: Configs) -> list[str]:
             notes.append("--sequence-parallel is ignored: --tensor-model-parallel-size is 1")
     if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
         notes.append("--save-interval is ignored: without --save no checkpoint is written")
+    unused = [name for name in ("step_start", "step_end", "ranks", "level", "with_cpu", "save_path")
+              if f"profile_{name}" in configs.explicit]
+    if configs.profile is not None and not configs.profile.profile and unused:
+        flags = " ".join(flag_name(f"profile_{name}") for name in unused)
+        notes.append(f"{flags} ignored: without --profile nothing is profiled")
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
         notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
                      "conversion")
@@ -132,6 +138,7 @@ def _check_pretrain(configs: Configs) -> None:
     configs.train.num_microbatches(1)
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
+    _check_profile(configs.profile)
     if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
         raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
 
@@ -145,6 +152,12 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
         raise UserError(f"--eval-generate ({train.eval_generate}) needs validation data: give them a share in --split "
                         f"({data.split}), such as 98,2,0")
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
+
+
+def _check_profile(profile: ProfileConfig) -> None:
+    if profile.profile_step_start >= profile.profile_step_end:
+        raise UserError(f"--profile-step-end ({profile.profile_step_end}) must be above --profile-step-start "
+                        f"({profile.profile_step_start}): it is the first iteration that is not profiled any more")
 
 
 def _check_inference(configs: Configs) -> None:

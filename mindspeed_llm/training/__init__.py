@@ -23,7 +23,7 @@ def run(configs: Configs) -> None:
 
     train, parallel = configs.train, configs.parallel
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
-    join_job(train.seed, parallel)
+    join_job(train, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     if source is not None:
         configs = resolve(configs, source.model_config, str(source.directory), source.noop_layers)

@@ -13,6 +13,7 @@ from mindspeed_llm.core.optimizer.optimizer import Optimizer, StepResult
 from mindspeed_llm.core.optimizer.schedule import learning_rate
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, forward_only
 from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
 from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches
@@ -20,6 +21,7 @@ from mindspeed_llm.training.checkpointing import Progress
 from mindspeed_llm.training.logs import IterationRecord, TensorBoard
 from mindspeed_llm.training.loss_scale import LossScale
 from mindspeed_llm.training.passes import mean_loss, stage_programs
+from mindspeed_llm.training.profiling import Profiler
 from mindspeed_llm.training.signals import ExitSignal
 from mindspeed_llm.training.validation_samples import ValidationSamples
 
@@ -40,10 +42,13 @@ class Trainer:
         board = TensorBoard(train.tensorboard_dir if session.is_main else None)
         stop = ExitSignal(train.exit_signal_handler, self.state.world)
         losses, started, saved = [], time.perf_counter(), progress.iteration
+        profiler = Profiler(self.configs.profile, session)
         while progress.iteration < train.train_iters:
+            profiler.before(progress.iteration + 1)
             rate = learning_rate(self.configs.optimizer, progress.iteration + 1, train.train_iters)
             loss, result, tokens = self.step(rate)
             progress.iteration += 1
+            profiler.after(progress.iteration)
             progress.consumed_samples += train.global_batch_size
             losses.append((loss, tokens))
             if progress.iteration % train.log_interval == 0:
@@ -63,16 +68,19 @@ class Trainer:
                 reason = "exit signal" if stopping else "--exit-interval"
                 session.say(f"stopping at iteration {progress.iteration} ({reason})")
                 break
+        profiler.close()
         self._save(saved)
         board.close()
 
+    @traced("iteration", "iteration")
     def step(self, rate: float) -> tuple[float, StepResult, int]:
         """One optimizer step; returns the batch's mean loss, the outcome, and the number of tokens it processed.
 
         Raises FloatingPointError naming the first bad parameter when the loss or a gradient is not finite, unless that is
         handled (fp16) or allowed (--no-check-for-nan-in-loss-and-grad).
         """
-        micro_batches = self.batches.training_step()
+        with span("read data", "data"):
+            micro_batches = self.batches.training_step()
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))

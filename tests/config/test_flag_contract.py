@@ -97,6 +97,12 @@ EFFECTS = [
     ("pretrain", "--exit-signal-handler", {"train.exit_signal_handler": True}),
     ("pretrain", "--dry-run --device-memory-gb 32", {"train.dry_run": True, "train.device_memory_gb": 32.0}),
     ("pretrain", "--tensorboard-dir tb", {"train.tensorboard_dir": "tb"}),
+    ("pretrain", "--profile --profile-step-start 2 --profile-step-end 4 --profile-ranks 0 3 --profile-level level1 "
+     "--profile-with-cpu --profile-save-path p",
+     {"profile.profile": True, "profile.profile_step_start": 2, "profile.profile_step_end": 4,
+      "profile.profile_ranks": (0, 3), "profile.profile_level": "level1", "profile.profile_with_cpu": True,
+      "profile.profile_save_path": "p"}),
+    ("pretrain", "--npu-deterministic", {"train.npu_deterministic": True}),
     ("pretrain", "--data-path one", {"data.data_path": ("one",)}),
     ("pretrain", "--data-path one two", {"data.data_path": ("one", "two")}),
     ("pretrain", "--data-path 0.3 a 0.7 b", {"data.data_path": ("0.3", "a", "0.7", "b")}),

@@ -8,7 +8,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm.generation.generator import Generator, Pass
-from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
+from mindspeed_llm.generation.kv_cache import SharedPrefix
 from mindspeed_llm.runtime.collectives import all_gather, all_reduce
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.tasks.evaluation.prompt_forms import common_prefix
@@ -52,7 +52,7 @@ class ParallelChoiceModel:
         if not prompts:
             return np.empty((0, len(choices)), np.float32)
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
-        prefix = KVCache()
+        prefix = self._generator.new_cache()
         if shared:
             self._generator.extend([prefix], [prompts[0][:shared]])
         passes = []

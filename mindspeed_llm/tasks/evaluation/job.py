@@ -5,6 +5,7 @@ import logging
 
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.runtime.collectives import barrier
+from mindspeed_llm.runtime.messages import broadcast_text
 from mindspeed_llm.tasks.evaluation.choice_model import ParallelChoiceModel
 from mindspeed_llm.tasks.evaluation.eval_impl import mmlu_eval
 from mindspeed_llm.tasks.evaluation.prompt_forms import ALTERNATIVE, STANDARD, PromptWriter
@@ -12,7 +13,6 @@ from mindspeed_llm.tasks.evaluation.question_files import Subject, read_subjects
 from mindspeed_llm.tasks.evaluation.results import SubjectResult, write_results
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
-from mindspeed_llm.tasks.inference.terminal import broadcast_text
 
 TASKS = {"mmlu": mmlu_eval.evaluate}
 
