@@ -1,7 +1,7 @@
 """Pre-training samples: all documents in shuffled order as one stream of tokens, cut into pieces of a fixed length.
 
-The method is Megatron's (document order, sample boundaries, sample order; all from one seed), with boundaries computed
-by a cumulative sum instead of a loop: https://github.com/NVIDIA/Megatron-LM, megatron/core/datasets/readme.md
+The method is Megatron's (document order, sample boundaries, sample order; all from one seed), to the same samples in the
+same order, with boundaries computed by a cumulative sum instead of a loop: https://github.com/NVIDIA/Megatron-LM, megatron/core/datasets/readme.md
 """
 
 import math
@@ -57,8 +57,9 @@ class GPTDataset:
 
         # samples that end within the epochs before the last one
         full = ((self.epochs - 1) * epoch_tokens - 1) // seq_length if self.epochs > 1 else 0
-        per_epoch = max(1, (epoch_tokens - 1) // seq_length)
-        separate = self.epochs > 1 and num_samples - full < LAST_EPOCH_SHARE * per_epoch
+        per_epoch = (epoch_tokens - 1) // seq_length
+        total = max(num_samples, (self.epochs * epoch_tokens - 1) // seq_length)  # all are shuffled, not only those used
+        separate = self.epochs > 1 and num_samples - full < int(LAST_EPOCH_SHARE * per_epoch)
         groups = [self.epochs - 1, 1] if separate else [self.epochs]
         shuffled = []
         for epochs in groups:
@@ -69,17 +70,17 @@ class GPTDataset:
 
         lengths = indexed.sizes[self._documents].astype(np.int64)
         ends = np.cumsum(lengths)
-        boundaries = np.arange(num_samples + 1, dtype=np.int64) * seq_length
+        boundaries = np.arange(total + 1, dtype=np.int64) * seq_length
         # the first document whose end lies beyond the boundary holds it (empty documents are passed over)
         self._positions = np.searchsorted(ends, boundaries, side="right")
         self._offsets = boundaries - (ends - lengths)[self._positions]
 
         orders = []
-        for start, stop in ((0, full), (full, num_samples)) if separate else ((0, num_samples),):
+        for start, stop in ((0, full), (full, total)) if separate else ((0, total),):
             order = np.arange(start, stop, dtype=np.int64)
             rng.shuffle(order)
             orders.append(order)
-        self._order = np.concatenate(orders)
+        self._order = np.concatenate(orders)[:num_samples]
 
     def __len__(self) -> int:
         return self._length

@@ -215,12 +215,24 @@ class IndexedDataset:
         self.sizes = np.frombuffer(table, "<i4", count, HEADER.size)
         self.pointers = np.frombuffer(table, "<i8", count, HEADER.size + count * 4)
         self.document_indices = np.frombuffer(table, "<i8", documents, HEADER.size + count * 12)
+        self._check_tables(index_path)
         needed = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
         present = data_path.stat().st_size
         if present != needed:
             raise UserError(f"{data_path} has {present} bytes, its index speaks of {needed}: it is cut short or "
                             "belongs to another index, make the data again with preprocess_data.py")
         self._data = np.memmap(data_path, mode="r", dtype=self.dtype) if needed else np.zeros(0, self.dtype)
+
+    def _check_tables(self, index_path: Path) -> None:
+        """Sequences lie one behind the other from byte 0 on, documents are runs of them, in order."""
+        sizes, pointers, documents = self.sizes, self.pointers, self.document_indices
+        sound = (sizes.min() >= 0 and pointers[0] == 0
+                 and np.array_equal(pointers[1:] - pointers[:-1], sizes[:-1].astype(np.int64) * self.dtype.itemsize)
+                 and documents.size > 0 and documents[0] == 0 and documents[-1] <= sizes.size
+                 and bool((documents[1:] >= documents[:-1]).all()))
+        if not sound:
+            raise UserError(f"{index_path}: the places of its sequences do not follow from their sizes, it is damaged: "
+                            "make the data again with preprocess_data.py")
 
     def __len__(self) -> int:
         return self.sizes.size
