@@ -2,8 +2,8 @@
 
 from mindspeed_llm.checkpoint.dtypes import LazyTensor, StoredTensor
 from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
-from mindspeed_llm.checkpoint.save import (OptimizerShard, SaveInfo, begin_save, commit_save, staging_directory,
-                                           write_model_file, write_optimizer_file)
+from mindspeed_llm.checkpoint.save import (OptimizerShard, SaveInfo, begin_save, commit_save, remove_old,
+                                           staging_directory, write_model_file, write_optimizer_file)
 
 __all__ = ["Checkpoint", "LazyTensor", "OptimizerShard", "SaveInfo", "StoredTensor", "begin_save", "commit_save",
-           "open_checkpoint", "staging_directory", "write_model_file", "write_optimizer_file"]
+           "open_checkpoint", "remove_old", "staging_directory", "write_model_file", "write_optimizer_file"]

@@ -127,9 +127,14 @@ class CheckpointConfig:
 
     load: str | None = option(None, Flag(
         kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+    ckpt_step: int | None = option(None, Flag(
+        kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    save_total_limit: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "training checkpoints to keep in --save: a save removes the oldest beyond these",
+        default="all are kept"))
     finetune: bool = option(False, Flag(
         kind.switch(), TRAIN, "take only the weights of --load and start at iteration 0"))
     no_load_optim: bool = option(False, Flag(kind.switch(), TRAIN, "start with a fresh optimizer"))
@@ -171,6 +176,8 @@ class ConvertConfig:
         kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
     target_pipeline_parallel_size: int = option(1, Flag(
         kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
+    verify: str | None = option(None, Flag(
+        kind.path(), CONVERT, "convert nothing: check every file and tensor of this mcore checkpoint directory"))
     num_layer_list: tuple[int, ...] | None = None
     noop_layers: tuple[int, ...] = ()
     stated_model: dict[str, Any] = field(default_factory=dict)

@@ -111,6 +111,8 @@ def _require(value: object, flag: str, why: str) -> None:
 
 def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
+    if convert.verify is not None:
+        return
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
     if convert.load_model_type == convert.save_model_type:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +38,9 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
     """
     if not config.load:
         return None, ["no --load: starting from random initialisation"]
-    found = checkpoint.open_checkpoint(config.load)
+    found = checkpoint.open_checkpoint(config.load, config.ckpt_step)
     if found is not None:
-        return found, []
+        return found, [found.warning] if found.warning else []
     why = "holds no checkpoint" if Path(config.load).is_dir() else "does not exist"
     name = "name the directory with latest_checkpointed_iteration.txt"
     for given, flag in ((config.exit_on_missing_checkpoint, "--exit-on-missing-checkpoint"),
@@ -59,7 +60,7 @@ def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
     """
     if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
         return configs
-    stored, asked = source.rng["seed"], configs.train.seed
+    stored, asked = _saved(source, source.rng, "seed", int), configs.train.seed
     if stored == asked:
         return configs
     if "seed" in configs.explicit:
@@ -88,14 +89,25 @@ def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer:
                                               piece.start, piece.stop)
                 for name in OPTIMIZER_STATES:
                     chunk_state.states[name][index].copy_(from_numpy(saved[name]))
-        optimizer.step_count = source.extra["optimizer_steps"]
-        scale.load_state(source.extra["loss_scale"])
+        optimizer.step_count = _saved(source, source.extra, "optimizer_steps", int)
+        scale.load_state(_saved(source, source.extra, "loss_scale", dict))
     return Progress(source.iteration, source.consumed_samples)
 
 
+def _saved(source: Checkpoint, holder: dict, name: str, kind: type) -> Any:
+    """An entry that training wrote into the checkpoint. Raises UserError when it is not there or of another kind."""
+    value = holder.get(name)
+    if type(value) is not kind:
+        raise UserError(f"{source.directory}: entry {name!r} of its metadata is {str(value)[:40]}, damaged: load "
+                        "another iteration with --ckpt-step")
+    return value
+
+
 def save(directory: str, progress: Progress, model: ModelConfig, parallel: ParallelConfig, optimizer: Optimizer,
-         scale: LossScale, state: ParallelState, params_dtype: str, seed: int, *, with_optimizer: bool) -> None:
-    """Write a checkpoint together with all ranks; a kill at any instant leaves the previous one loadable.
+         scale: LossScale, state: ParallelState, params_dtype: str, seed: int, *, with_optimizer: bool,
+         keep: int | None = None) -> None:
+    """Write a checkpoint together with all ranks; a kill at any instant leaves the previous one loadable. Of the earlier
+    ones `keep` less one stay, or all.
 
     Without shared storage (`--no-shared-storage`) every node keeps the files of its own ranks under the same metadata.
     """
@@ -126,6 +138,8 @@ def save(directory: str, progress: Progress, model: ModelConfig, parallel: Paral
             model, parallel, progress.iteration, progress.consumed_samples, weights_only=False,
             data_parallel_size=state.dp.size, rng={"seed": seed},
             extra={"optimizer_steps": optimizer.step_count, "loss_scale": scale.state()}), everyones)
+        if keep is not None:
+            checkpoint.remove_old(directory, keep)
     collectives.barrier()
     if state.world.rank == 0:
         print(f"successfully saved checkpoint from iteration {progress.iteration} to {directory}", flush=True)

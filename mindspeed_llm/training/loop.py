@@ -140,5 +140,5 @@ class Trainer:
         if config.save and self.progress.iteration > last_saved:
             checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
                                self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim)
+                               with_optimizer=not config.no_save_optim, keep=config.save_total_limit)
         return self.progress.iteration

@@ -43,6 +43,8 @@ def convert(config: ConvertConfig) -> int:
             raise FileNotFoundError(f"--load-dir {config.load_dir} holds no checkpoint (no "
                                     "latest_checkpointed_iteration.txt)")
         with checkpoint:
+            if checkpoint.warning:
+                print(checkpoint.warning)
             _check_same_model(checkpoint, original)
             model, notes = merge_model(config.stated_model, checkpoint.model_config, str(checkpoint.directory))
             if config.noop_layers:
