@@ -49,7 +49,7 @@ def test_files_are_megatrons_to_the_byte(golden, folder, tmp_path, name):
 def spans(words, folder, split, count, seed):
     paths = tuple(str(folder / word) if word in SIZES else word for word in words)
     dataset = build_train_valid_test(DataConfig(data_path=paths, split=split), seq_length=SEQ, seed=seed,
-                                     num_samples=(count, 0, 0), instruction=False)[0]
+                                     num_samples=(count, 0, 0), kind="text")[0]
     samples = [dataset[index] for index in range(len(dataset))]
     return np.array([[*sample["tokens"], sample["labels"][-1]] for sample in samples])
 
