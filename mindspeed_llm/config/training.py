@@ -140,6 +140,9 @@ class CheckpointConfig:
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    async_save: bool = option(False, Flag(
+        kind.switch(), TRAIN, "copy what is to be saved and write it while training goes on; takes as much host memory "
+        "again as the saved state of a rank"))
     save_total_limit: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "training checkpoints to keep in --save: a save removes the oldest beyond these",
         default="all are kept"))

@@ -154,6 +154,7 @@ EFFECTS = [
     ("convert", "--load-dir l --save-dir s", {"convert.load_dir": "l", "convert.save_dir": "s"}),
     ("convert", "--verify d", {"convert.verify": "d"}),
     ("pretrain", "--ckpt-step 5", {"checkpoint.ckpt_step": 5}),
+    ("pretrain", "--async-save", {"checkpoint.async_save": True}),
     ("pretrain", "--save-total-limit 2", {"checkpoint.save_total_limit": 2}),
     ("convert", "--params-dtype bf16", {"convert.params_dtype": "bf16"}),
     ("convert", "--num-layers 40", {"convert.stated_model": {"num_layers": 40}}),
