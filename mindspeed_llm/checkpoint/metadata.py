@@ -10,6 +10,7 @@ from typing import Any
 from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES
 from mindspeed_llm.core.structure import model_specs
@@ -40,6 +41,7 @@ def read_metadata(path: Path) -> dict:
                         f"{layout.FORMAT_VERSION}: use the mindspeed_llm that wrote it")
     try:
         _check_progress(metadata)
+        _check_adapters(metadata)
         _check_files(_entry(metadata, "files", dict))
         _check_model(metadata)
     except _Malformed as error:
@@ -62,6 +64,16 @@ def _check_progress(metadata: dict) -> None:
     parallel = _entry(metadata, "parallel", dict)
     for layer in _entry(parallel, "noop_layers", list):
         _whole(layer, "'noop_layers'")
+
+
+def _check_adapters(metadata: dict) -> None:
+    if "adapters" not in metadata:
+        return
+    _entry(metadata, "adapters_only", bool)
+    try:
+        LoraConfig.from_dict(_entry(metadata, "adapters", dict))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise _Malformed("'adapters'") from None
 
 
 def _check_files(files: dict) -> None:

@@ -44,13 +44,13 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
                   f"stop now and {name}"]
 
 
-def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
+def restore_seed(configs: Configs, source: Checkpoint | None) -> Configs:
     """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order.
 
     With --no-load-rng, and where training starts at iteration 0, the seed stays that of the command line. Raises UserError
     for a --seed that contradicts the checkpoint's.
     """
-    if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
+    if source is None or source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
         return configs
     stored, asked = _saved(source, source.rng, "seed", int), configs.train.seed
     if stored == asked:
@@ -62,13 +62,14 @@ def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
                    notes=[*configs.notes, f"seed {stored} of {source.directory}: the data go on in its order"])
 
 
-def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:
+def load_training_state(source: Checkpoint | None, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:
     """Take up a training checkpoint: optimizer state, loss scale, progress, as far as the flags ask for it.
 
-    A weights-only checkpoint, or `--finetune`, starts at iteration 0 with a fresh optimizer.
+    Without one, with a weights-only checkpoint, or under `--finetune`, training starts at iteration 0 with a fresh
+    optimizer.
     """
     optimizer.reset_masters()
-    if source.weights_only or config.finetune:
+    if source is None or source.weights_only or config.finetune:
         return Progress()
     if not config.no_load_optim:
         if not source.has_optimizer:

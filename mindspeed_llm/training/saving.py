@@ -71,7 +71,8 @@ class Saver:
             weights, shards = self._snapshot(weights, shards)
         info = SaveInfo(
             self._configs.model, self._configs.parallel, progress.iteration, progress.consumed_samples,
-            weights_only=False, data_parallel_size=self._state.dp.size, rng={"seed": self._configs.train.seed},
+            weights_only=False, data_parallel_size=self._state.dp.size, lora=self._optimizer.chunks[0].lora,
+            adapters_only=self._configs.checkpoint.lora_ckpt_filter, rng={"seed": self._configs.train.seed},
             extra={"optimizer_steps": self._optimizer.step_count, "loss_scale": self._scale.state()})
         self._pending = _Pending(info, self._start(self._write, progress.iteration, weights, shards))
         if self._thread is None:
@@ -117,7 +118,8 @@ class Saver:
         if not self._writes:
             return []
         return [(spec, stored(chunk.parameters[name].asnumpy(), self._params_dtype))
-                for chunk in self._optimizer.chunks for name, spec in chunk.parameters.specs.items()]
+                for chunk in self._optimizer.chunks for name, spec in chunk.parameters.specs.items()
+                if spec.adapter or not self._configs.checkpoint.lora_ckpt_filter]
 
     def _shards(self) -> list[OptimizerShard] | None:
         """This rank's optimizer state, or None where another rank writes it, or nobody."""
