@@ -16,9 +16,9 @@ LLaMA-Factory do ("efficient eos"). GLM-4's authors name the three stop tokens `
 `<|observation|>` stay stop tokens of generation, but are not trained here; a tool call ends like any answer.
 
 A served conversation (`Template.encode_chat`) is written as the `chat_template` of the models' Hugging Face repositories
-has it (GLM-4-9B-0414, GLM-Z1-9B-0414). That differs from the training form in one place: tools are a system turn of their
-own before the system prompt, where training joins both in one turn. It also takes turns that training data never have:
-several queries or several answers (tool calls) in a row.
+has it: glm4 as glm-4-9b-chat, glm4_z1 as GLM-Z1-9B-0414. That differs from the training form in what is said of tools,
+which are a system turn of their own before the system prompt, where training joins both in one turn. It also takes
+turns that training data never have: several queries or several answers (tool calls) in a row.
 """
 
 import json
@@ -37,8 +37,11 @@ GLM4_TOOLS_HEAD = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
     "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
 )
-THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"    # text, not special tokens
 GLM4_TOOL = "\n\n## {name}\n\n{body}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+# as Hugging Face renders the models' own templates, which drops a newline after a control block
+GLM4_CHAT_TOOL = GLM4_TOOL.removeprefix("\n")
+GLM4_CHAT_TOOLS_HEAD = GLM4_TOOLS_HEAD.replace("智谱 AI 公司", "智谱AI")
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"    # text, not special tokens
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Template:
 
     Attributes:
         opening: what stands between a query and its answer; a prompt ends with it.
+        chat_tools_head: what native tools begin with in a served conversation; in training it is GLM4_TOOLS_HEAD.
         thinking: in a served conversation the model's thoughts come first in its answer, up to THOUGHTS_END; a prompt ends
             with THOUGHTS_BEGIN, and the thoughts of earlier answers are left out.
         separator: text between an answer and the next query.
@@ -75,6 +79,7 @@ class Template:
     default_system: str = ""
     end_every_turn: bool = True
     native_tools: bool = False
+    chat_tools_head: str = GLM4_CHAT_TOOLS_HEAD
     thinking: bool = False
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], system: str = "", tools: str = "",
@@ -153,7 +158,7 @@ class Template:
             raise UserError(f"prompt type {self.name} has no form for tool calls: leave the tools out")
         ids = list(tokenizer.bos_prefix)
         if tools:
-            ids += _fill(tokenizer, self.system, self._describe_tools(tools))
+            ids += _fill(tokenizer, self.system, self._describe_tools(tools, self.chat_tools_head, GLM4_CHAT_TOOL))
         systems = [message.content for message in messages if message.role == "system"]
         for text in systems or [self.default_system]:
             ids += _fill(tokenizer, self.system, text) if text else []
@@ -207,7 +212,7 @@ class Template:
             return _fill(tokenizer, self.assistant, message.content)
         return _fill(tokenizer, self.function, self._describe_call(message.content))
 
-    def _describe_tools(self, tools: str) -> str:
+    def _describe_tools(self, tools: str, head: str = GLM4_TOOLS_HEAD, form: str = GLM4_TOOL) -> str:
         try:
             described = [tool.get("function", tool) for tool in json.loads(tools)]
             names = [tool["name"] for tool in described]
@@ -215,8 +220,8 @@ class Template:
             raise UserError("`tools` is not a JSON list of objects that have a `name`") from None
         if not self.native_tools:
             return "\nTools: " + json.dumps(described, ensure_ascii=False)
-        return GLM4_TOOLS_HEAD + "".join(
-            GLM4_TOOL.format(name=name, body=json.dumps(tool, indent=4, ensure_ascii=False))
+        return head + "".join(
+            form.format(name=name, body=json.dumps(tool, indent=4, ensure_ascii=False))
             for name, tool in zip(names, described)
         )
 
@@ -244,7 +249,7 @@ _GLM4 = Template(
 TEMPLATES = {
     template.name: template for template in (
         _GLM4,
-        replace(_GLM4, name="glm4_z1", thinking=True),
+        replace(_GLM4, name="glm4_z1", chat_tools_head=GLM4_TOOLS_HEAD, thinking=True),
         Template(  # Qwen's; the end of a turn is its end-of-text token
             name="qwen3",
             user="<|im_start|>user\n{content}<|im_end|>\n",

@@ -188,7 +188,7 @@ def test_tools(server, client, glm_tokenizer):
             first = answer.choices[0].message
         assert call_id.startswith("call_") and (name, arguments, reason) == ("weather", '{"city": "Paris"}', "tool_calls")
     prompt = glm_tokenizer.decode(list(server.engine.requests[0].prompt), skip_special=False)
-    assert prompt.startswith("[gMASK]<sop><|system|>\n") and "\n\n## weather\n\n{\n    \"name\": \"weather\"" in prompt
+    assert prompt.startswith("[gMASK]<sop><|system|>\n") and "\n## weather\n\n{\n    \"name\": \"weather\"" in prompt
     server.engine.say("\nSunny.")
     said = client.chat.completions.create(model=MODEL, tools=[TOOL], messages=[
         *USER, first, {"role": "tool", "tool_call_id": call_id, "content": "sunny"}])
