@@ -6,6 +6,7 @@ from typing import Any
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, ProfileConfig, TrainConfig)
@@ -27,6 +28,7 @@ class Configs:
     optimizer: OptimizerConfig | None = None
     train: TrainConfig | None = None
     data: DataConfig | None = None
+    preference: PreferenceConfig | None = None
     checkpoint: CheckpointConfig | None = None
     profile: ProfileConfig | None = None
     inference: InferenceConfig | None = None

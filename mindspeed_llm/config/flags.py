@@ -13,6 +13,7 @@ from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, ProfileConfig, TrainConfig)
@@ -21,11 +22,11 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
            "inference": "inference.py", "evaluation": "evaluation.py"}
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
-           "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig, "convert": ConvertConfig,
-           "inference": InferenceConfig, "serve": ServeConfig, "evaluation": EvaluationConfig}
+           "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig, "preference": PreferenceConfig,
+           "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig, "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "profile": "profiling", "convert": "conversion", "inference": "generation",
-           "serve": "serving"}
+_TITLES = {"train": "training", "profile": "profiling", "preference": "preference tuning", "convert": "conversion",
+           "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:

@@ -63,8 +63,8 @@ class TrainConfig:
         kind.switch(), RUN, "on Ascend operators and communication that give the same bits each time, at some cost; on "
         "CPU all do"))
     stage: str | None = option(None, Flag(
-        kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
-        default="pre-training"))
+        kind.choice("sft", "dpo"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset); dpo: "
+        "preference tuning on pairs (with --is-pairwise-dataset)", default="pre-training"))
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
@@ -76,6 +76,14 @@ class TrainConfig:
     exit_signal_handler: bool = option(False, Flag(
         kind.switch(), TRAIN, "on SIGTERM finish the iteration, save and exit"))
     tensorboard_dir: str | None = option(None, Flag(kind.path(), TRAIN, "write TensorBoard events here"))
+    wandb_project: str | None = option(None, Flag(
+        kind.path(), TRAIN, "record the run for this Weights & Biases project (needs requirements-wandb.txt); offline "
+        "unless the environment's WANDB_MODE says otherwise"))
+    wandb_exp_name: str | None = option(None, Flag(kind.path(), TRAIN, "name of the run there", default="wandb's choice"))
+    wandb_save_dir: str = option(".", Flag(kind.text(), TRAIN, "directory in which wandb/ with the record is written"))
+    log_throughput: bool = option(False, Flag(
+        kind.switch(), TRAIN, "TFLOP/s of a rank in the iteration line, and their share of what this machine's product "
+        "kernel reaches (see docs/operations.md)"))
     check_for_nan_in_loss_and_grad: bool = option(True, Flag(
         kind.switch(False), TRAIN, "go on when loss or gradient is NaN or infinite instead of stopping",
         name="--no-check-for-nan-in-loss-and-grad", default="off (stop)"))

@@ -52,6 +52,7 @@ def notes_on(configs: Configs) -> list[str]:
     if configs.profile is not None and not configs.profile.profile and unused:
         flags = " ".join(flag_name(f"profile_{name}") for name in unused)
         notes.append(f"{flags} ignored: without --profile nothing is profiled")
+    notes += _preference_notes(configs) if configs.preference is not None else []
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
         notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
                      "conversion")
@@ -59,6 +60,19 @@ def notes_on(configs: Configs) -> list[str]:
         given = [flag_name(entry.name) for entry in fields(configs.serve) if entry.name in configs.explicit]
         notes += [f"{' '.join(given)}: ignored without --task serve"] if given else []
     return notes
+
+
+def _preference_notes(configs: Configs) -> list[str]:
+    preference, given = configs.preference, configs.explicit
+    if configs.train.stage != "dpo":
+        ignored = {field.name: "only --stage dpo has it" for field in fields(preference)}
+    else:
+        kind = preference.dpo_loss_type
+        ignored = {} if preference.needs_reference else {"ref_model": f"--dpo-loss-type {kind} has no reference model"}
+        ignored |= {} if kind == "sigmoid" else {"dpo_label_smoothing": f"--dpo-loss-type {kind} has none"}
+        ignored |= {} if kind == "simpo" else {"gamma_beta_ratio": f"--dpo-loss-type {kind} has no target margin"}
+        ignored |= {"is_instruction_dataset": "--stage dpo reads pairs"}
+    return [f"{flag_name(name)} is ignored: {why}" for name, why in ignored.items() if name in given]
 
 
 def check_parallel(parallel: ParallelConfig, model: ModelConfig) -> None:
@@ -143,8 +157,20 @@ def _check_pretrain(configs: Configs) -> None:
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
     _check_profile(configs.profile)
-    if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
+    _check_stage(configs)
+
+
+def _check_stage(configs: Configs) -> None:
+    stage, data, preference = configs.train.stage, configs.data, configs.preference
+    if stage == "sft" and not data.is_instruction_dataset:
         raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
+    if (stage == "dpo") != data.is_pairwise_dataset:
+        raise UserError("--stage dpo needs pairs of answers: add --is-pairwise-dataset" if stage == "dpo" else
+                        "--is-pairwise-dataset: pairs of answers are for --stage dpo"
+                        + (f", not for --stage {stage}" if stage else "") + ": change the stage, or leave the flag out")
+    if stage == "dpo" and preference.needs_reference:
+        _require(preference.ref_model, "--ref-model", f"--dpo-loss-type {preference.dpo_loss_type} compares with a "
+                 "reference model, usually the checkpoint of --load")
 
 
 def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:

@@ -47,7 +47,7 @@ def run(configs: Configs) -> None:
         progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
         session.say(loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
         source.close()
-    batches = Batches(objective_of(configs), train, state, progress.consumed_samples)
+    batches = Batches(objective_of(configs, state), train, state, progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "
