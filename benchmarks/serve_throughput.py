@@ -2,14 +2,14 @@
 
     python benchmarks/serve_throughput.py --peer-python path/to/venv/bin/python --dtype fp32 --clients 8
 
-Both servers have the same weights, answer POST /v1/completions over HTTP greedily, and run in processes of their own. The
-peer's environment is that of train_step.py with fastapi and uvicorn (pip install fastapi==0.163.2 uvicorn==0.54.0); its
-server does what such programs do: `model.generate` for one request after the other. A turn is --requests prompts of --seq
-random tokens, none asked before, with --tokens new tokens each. Turns alternate: ours with all clients, ours with one, the
-peer with all; medians and ratios are printed.
+Both servers have the same weights, answer POST /v1/completions over HTTP greedily, and run in processes of their own.
+The peer's environment is that of train_step.py with fastapi and uvicorn (pip install fastapi==0.163.2 uvicorn==0.54.0);
+its server does what such programs do: `model.generate` for one request after the other. A turn is --requests prompts of
+--seq random tokens, none asked before, with --tokens new tokens each. Turns alternate: ours with all clients, ours with
+one, the peer with all; medians and ratios are printed.
 
-Then the time to the first token of our server for prompts of --prefix tokens and 32 more: all new, and with a beginning that
-was asked before.
+Then the time to the first token of our server for prompts of --prefix tokens and 32 more: all new, and with a beginning
+that was asked before.
 """
 
 import asyncio

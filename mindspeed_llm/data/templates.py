@@ -15,10 +15,10 @@ LLaMA-Factory do ("efficient eos"). GLM-4's authors name the three stop tokens `
 (chat) and `<|observation|>` (tool call), https://github.com/zai-org/GLM-4/issues/398. So `<|user|>` and
 `<|observation|>` stay stop tokens of generation, but are not trained here; a tool call ends like any answer.
 
-A served conversation (`Template.encode_chat`) is written as the `chat_template` of the models' Hugging Face repositories
-has it: glm4 as glm-4-9b-chat, glm4_z1 as GLM-Z1-9B-0414. That differs from the training form in what is said of tools,
-which are a system turn of their own before the system prompt, where training joins both in one turn. It also takes
-turns that training data never have: several queries or several answers (tool calls) in a row.
+A served conversation (`Template.encode_chat`) is written as the `chat_template` of the models' Hugging Face
+repositories has it: glm4 as glm-4-9b-chat, glm4_z1 as GLM-Z1-9B-0414. That differs from the training form in what is
+said of tools, which are a system turn of their own before the system prompt, where training joins both in one turn. It
+also takes turns that training data never have: several queries or several answers (tool calls) in a row.
 """
 
 import json
@@ -61,8 +61,8 @@ class Template:
     Attributes:
         opening: what stands between a query and its answer; a prompt ends with it.
         chat_tools_head: what native tools begin with in a served conversation; in training it is GLM4_TOOLS_HEAD.
-        thinking: in a served conversation the model's thoughts come first in its answer, up to THOUGHTS_END; a prompt ends
-            with THOUGHTS_BEGIN, and the thoughts of earlier answers are left out.
+        thinking: in a served conversation the model's thoughts come first in its answer, up to THOUGHTS_END; a prompt
+            ends with THOUGHTS_BEGIN, and the thoughts of earlier answers are left out.
         separator: text between an answer and the next query.
         end_every_turn: the end-of-text token follows every answer in the input; otherwise only the last one, and labels
             alone carry it between turns (see the module text).
@@ -139,16 +139,18 @@ class Template:
                 ids += [tokenizer.eos_id] if self.end_every_turn else []
         return ids
 
-    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: str = "") -> list[int]:
+    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: str = "",
+                    beginning: str = "") -> list[int]:
         """A conversation to answer next, as the model's own chat template writes it (see the module text).
 
         Args:
             messages: in any order of roles; system turns are moved to the front.
             tools: JSON list of tool descriptions, empty for none.
+            beginning: how the answer begins, if the model is not to choose; then there are no thoughts before it.
 
         Raises:
-            UserError: no query, a last message that is none, a tool call that is no JSON, tools in a template that has no
-                form for their calls.
+            UserError: no query, a last message that is none, a tool call that is no JSON, tools in a template that has
+                no form for their calls.
         """
         turns = [_without_thoughts(message) if self.thinking else message for message in messages
                  if message.role != "system"]
@@ -172,7 +174,8 @@ class Template:
                 ids += [] if asked else _fill(tokenizer, self.opening, "")
                 ids += self._encode_answer(tokenizer, turn) + ([tokenizer.eos_id] if self.end_every_turn else [])
                 asked = False
-        return ids + (tokenizer.encode("\n" + THOUGHTS_BEGIN) if self.thinking else [])
+        beginning = beginning or ("\n" + THOUGHTS_BEGIN if self.thinking else "")
+        return ids + (tokenizer.encode(beginning) if beginning else [])
 
     def encode_pair(self, tokenizer: Tokenizer, messages: Sequence[Message], chosen: Message, rejected: Message,
                     system: str = "", tools: str = "", max_length: int | None = None

@@ -2,8 +2,8 @@
 
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "The weather in a city: 天气, \"now\"",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
-                   "required": ["city"]}}}
+    "parameters": {"type": "object", "required": ["city"],
+                   "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}}}}}
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "", "parameters": {}}}
 
 
@@ -32,7 +32,8 @@ CASES = {
     "a call and its result": (CALLED, [WEATHER]),
     "after a result": ([SYSTEM, *CALLED, {"role": "assistant", "content": "Clear."},
                         {"role": "user", "content": "Thanks."}], [WEATHER, CLOCK]),
-    "words, two calls": ([*ASKED, {**_calls(("get_weather", '{"city": "Paris"}'), ("clock", "{}")), "content": "Let me see."},
+    "words, two calls": ([*ASKED, {**_calls(("get_weather", '{"city": "Paris"}'), ("clock", "{}")),
+                                   "content": "Let me see."},
                           {"role": "tool", "tool_call_id": "0", "content": "clear"},
                           {"role": "tool", "tool_call_id": "1", "content": "12:00"}], [WEATHER, CLOCK]),
 }

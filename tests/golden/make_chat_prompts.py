@@ -4,7 +4,8 @@
 
 FILE is the `chat_template` of glm-4-9b-chat's tokenizer_config.json, and GLM-Z1-9B-0414's chat_template.jinja, as text.
 Needs transformers, whose renderer it uses; 5.24 made the recorded file. The templates speak of roles and metadata where
-the OpenAI API speaks of calls: `native` translates as the models' authors do (openai_api_server.py of their repository).
+the OpenAI API speaks of calls: `native` translates as the models' authors do (openai_api_server.py of their
+repository).
 """
 
 import hashlib
@@ -41,7 +42,8 @@ def main() -> None:
         prompts = {}
         for case, (messages, tools) in CASES.items():
             turns, listed = native(messages, tools, name)
-            rendered, _ = render_jinja_template([turns], tools=listed, chat_template=template, add_generation_prompt=True)
+            rendered, _ = render_jinja_template([turns], tools=listed, chat_template=template,
+                                                add_generation_prompt=True)
             prompts[case] = rendered[0]
         recorded[name] = {"template_sha256": hashlib.sha256(template.encode()).hexdigest(), "prompts": prompts}
     out = Path(__file__).with_name("chat_prompts.json")

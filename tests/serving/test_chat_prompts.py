@@ -41,6 +41,13 @@ def test_without_tools_it_is_the_prompt_of_training(glm_tokenizer):
             assert template.encode_chat(glm_tokenizer, chat) == template.encode_prompt(glm_tokenizer, chat)
 
 
+def test_an_answer_may_be_begun(glm_tokenizer):
+    """Z1 then does not think."""
+    for name in ("glm4", "glm4_z1"):
+        ids = get_template(name).encode_chat(glm_tokenizer, [Message("user", "A")], beginning="weather\n")
+        assert glm_tokenizer.decode(ids, skip_special=False) == "[gMASK]<sop><|user|>\nA<|assistant|>weather\n"
+
+
 def test_what_is_no_question_is_refused(glm_tokenizer):
     template = get_template("glm4")
     for turns in ([], [Message("system", "S")], [Message("user", "A"), Message("assistant", "B")]):

@@ -1,7 +1,7 @@
-"""Many clients at a time, of which some leave, send nonsense, or ask for too much: every answer is right or an error object.
+"""Many clients at a time, some of which leave, send nonsense, ask for too much: every answer is right or an error object.
 
-A few dozen requests over the scripted engine; under --full 1,000 from 16 clients over a model on two ranks, whose memory
-must not grow.
+A few dozen requests over the scripted engine; under --full 1,000 from 16 clients over a model on two ranks, whose
+memory must not grow.
 """
 
 import http.client
@@ -21,7 +21,7 @@ from tests.serving.launched import KEY, Launched
 from tests.serving.standin import LONGEST, MODEL, running
 
 QUESTIONS = [f"{letter}. {word}" for letter in "ABCD" for word in ("one", "two", "三")]
-GROWTH = 0.02   # of a rank's memory, measured 0.4% over the second half
+GROWTH = 0.02   # of a rank's memory; measured 1.3% on rank 0, where it levels off after 4,000 requests, and 0.1% on rank 1
 
 
 class Crowd:
@@ -55,8 +55,8 @@ class Crowd:
             raise failures[0]
 
     def _body(self, question: str, **more) -> dict:
-        return {"model": self._model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 8,
-                **more}
+        return {"model": self._model, "messages": [{"role": "user", "content": question}], "temperature": 0,
+                "max_tokens": 8, **more}
 
     def _connect(self, body: dict | bytes, key: str = KEY) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._place, timeout=120)
@@ -167,7 +167,6 @@ def test_a_thousand_requests(tmp_path):
     after = job.memory()
     assert sum(crowd.seen.values()) >= 1000
     assert all(late < early * (1 + GROWTH) for early, late in zip(before, after, strict=True)), (before, after)
-    print(before, after, dict(crowd.seen))
     crowd.asks(random.Random(0))
     job.process.send_signal(signal.SIGTERM)
     status, out = job.end()

@@ -1,4 +1,4 @@
-"""The OpenAI API over an engine that says what the test wants: the openai client, raw requests, errors, clients that leave."""
+"""The OpenAI API over an engine that says what a test wants: the openai client, raw requests, errors, who leaves."""
 
 import http.client
 import json
@@ -94,7 +94,8 @@ def test_chat_in_a_stream(server, client):
     server.engine.say("\n<think>\nwell</think>\nIt is 你好😀.")
     chunks = list(client.chat.completions.create(model=MODEL, messages=USER, stream=True,
                                                  stream_options={"include_usage": True}))
-    assert chunks[0].choices[0].delta.role == "assistant" and {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     *pieces, usage = chunks
     deltas = [chunk.choices[0].delta for chunk in pieces]
     assert "".join(delta.content or "" for delta in deltas) == "It is 你好😀."
@@ -186,7 +187,8 @@ def test_tools(server, client, glm_tokenizer):
                                                 answer.choices[0].finish_reason)
             assert answer.choices[0].message.content is None
             first = answer.choices[0].message
-        assert call_id.startswith("call_") and (name, arguments, reason) == ("weather", '{"city": "Paris"}', "tool_calls")
+        assert call_id.startswith("call_")
+        assert (name, arguments, reason) == ("weather", '{"city": "Paris"}', "tool_calls")
     prompt = glm_tokenizer.decode(list(server.engine.requests[0].prompt), skip_special=False)
     assert prompt.startswith("[gMASK]<sop><|system|>\n") and "\n## weather\n\n{\n    \"name\": \"weather\"" in prompt
     server.engine.say("\nSunny.")
@@ -307,7 +309,8 @@ def test_keys(glm_tokenizer):
         assert ask(server, "POST", CHAT, chat(), Authorization="bearer secret")[0] == 200
         assert ask(server, "GET", "/health")[0] == 200
         assert "A B" in glm_tokenizer.decode(list(server.engine.requests[0].prompt))    # --system-prompt
-        ask(server, "POST", CHAT, chat(messages=[{"role": "developer", "content": "C"}, *USER]), Authorization="Bearer secret")
+        told = chat(messages=[{"role": "developer", "content": "C"}, *USER])
+        ask(server, "POST", CHAT, told, Authorization="Bearer secret")
         assert "A B" not in glm_tokenizer.decode(list(server.engine.requests[1].prompt))
         assert "secret" not in " ".join(server.lines)
 
@@ -360,7 +363,7 @@ def test_an_answer_that_the_end_cuts_off(server):
     """The engine stops: an error, not a short answer."""
     server.engine.pace = 0.05
     answers = []
-    asking = [threading.Thread(target=lambda stream=stream: answers.append(ask(server, "POST", CHAT, chat(stream=stream))))
+    asking = [threading.Thread(target=lambda body=chat(stream=stream): answers.append(ask(server, "POST", CHAT, body)))
               for stream in (False, True)]
     for thread in asking:
         thread.start()

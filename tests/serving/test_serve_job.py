@@ -100,10 +100,12 @@ def test_serving_a_model(folder, capsys, monkeypatch):
     (("--prompt", "A"), "--prompt is not for --task serve"),
     (("--temperature", "0.5"), "--temperature is not for --task serve"),
     (("--task", "serve", "greedy"), "--task serve greedy: serve goes on until it is ended"),
-    (("--kv-cache-tokens", "20", "--seq-length", "64"), r"--kv-cache-tokens \(20\) must be at least --seq-length \(64\)"),
+    (("--kv-cache-tokens", "20", "--seq-length", "64"),
+     r"--kv-cache-tokens \(20\) must be at least --seq-length \(64\)"),
 ])
 def test_mistakes_come_before_the_model(folder, monkeypatch, flags, words):
-    monkeypatch.setattr("mindspeed_llm.tasks.inference.serving.server.load", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("mindspeed_llm.tasks.inference.serving.server.load",
+                        lambda _: pytest.fail("the model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
         with pytest.raises(UserError, match=words):

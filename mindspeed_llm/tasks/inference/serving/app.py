@@ -144,7 +144,8 @@ class _Api:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(given.strip()), self._key):
-            raise ApiError(401, "no key or a wrong one: send the header Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(401, "no key or a wrong one: send the header Authorization: Bearer KEY",
+                           code="invalid_api_key")
 
     def _check_model(self, name: str) -> None:
         if name != self._served.model:
@@ -218,7 +219,7 @@ async def _unless_left(request: Request, work: Awaitable[dict[str, Any]]) -> dic
 
 async def _parsed(request: Request, model: type[Any]) -> Any:
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
-        # also keeps other sites' pages, which cannot send this type unasked, from using a server on the reader's machine
+        # keeps other sites' pages, which cannot send this type unasked, from using a server on the reader's machine
         raise ApiError(415, "the body must be JSON: send the header Content-Type: application/json",
                        code="unsupported_media_type")
     body = await _body(request)

@@ -29,8 +29,8 @@ class Engine(Protocol):
 class Hub:
     """Takes requests to the engine and brings its events back to those who wait for them.
 
-    All but `on_events` is for the event loop's thread. `limit`: requests that may be under way, those that wait for room
-    in the engine included.
+    All but `on_events` is for the event loop's thread. `limit`: requests that may be under way, those that wait for
+    room in the engine included.
     """
 
     def __init__(self, engine: Engine, limit: int) -> None:
@@ -51,13 +51,14 @@ class Hub:
     def open(self, requests: Sequence[Request]) -> "EventStream":
         """Send requests to the engine; their events come out of the stream, which must be closed.
 
-        Raises ApiError when the server ends or has too much to do, and what the engine raises for a request that it cannot
-        answer; then none is sent.
+        Raises ApiError when the server ends or has too much to do, and what the engine raises for a request that it
+        cannot answer; then none is sent.
         """
         if self.closed:
             raise stopping()
         if len(self._queues) + len(requests) > self._limit:
-            raise ApiError(503, f"{len(self._queues)} requests are under way already: ask again later", code="overloaded")
+            raise ApiError(503, f"{len(self._queues)} requests are under way already: ask again later",
+                           code="overloaded")
         for request in requests:
             self.engine.check(request)
         queue: asyncio.Queue[Event] = asyncio.Queue()

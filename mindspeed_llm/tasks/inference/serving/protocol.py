@@ -1,8 +1,8 @@
 """The bodies of requests: what the OpenAI API has of parameters, as far as they can have their effect here.
 
-A parameter that is unknown, or that asks for what this server has not, is refused; `user`, `metadata` and others of that
-kind are taken and do nothing, because clients send them unasked. `top_k` and `repetition_penalty` are additions that other
-servers have too. Types are strict: the text "1" is no number.
+A parameter that is unknown, or that asks for what this server has not, is refused; `user`, `metadata` and others of
+that kind are taken and do nothing, because clients send them unasked. `top_k` and `repetition_penalty` are additions that
+other servers have too. Types are strict: the text "1" is no number.
 """
 
 import json
@@ -149,8 +149,9 @@ class AssistantMessage(_Said):
     def turns(self) -> list[Message]:
         """As the template wants it: each call is a turn."""
         said = [Message("assistant", self.text)] if self.text or not self.tool_calls else []
-        return said + [Message("function", json.dumps({"name": call.function.name, "arguments": call.function.arguments}))
-                       for call in self.tool_calls or ()]
+        called = [call.function for call in self.tool_calls or ()]
+        return said + [Message("function", json.dumps({"name": function.name, "arguments": function.arguments}))
+                       for function in called]
 
 
 class ToolMessage(_Said):
