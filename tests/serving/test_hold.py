@@ -1,4 +1,4 @@
-"""Many clients at a time, some of which leave, send nonsense, ask for too much: every answer is right or an error object.
+"""Many clients at a time, some of which leave, send nonsense, ask for too much: every answer is right, or an error.
 
 A few dozen requests over the scripted engine; under --full 1,000 from 16 clients over a model on two ranks, whose
 memory must not grow.
@@ -21,7 +21,8 @@ from tests.serving.launched import KEY, Launched
 from tests.serving.standin import LONGEST, MODEL, running
 
 QUESTIONS = [f"{letter}. {word}" for letter in "ABCD" for word in ("one", "two", "三")]
-GROWTH = 0.02   # of a rank's memory; measured 1.3% on rank 0, where it levels off after 4,000 requests, and 0.1% on rank 1
+# of a rank's memory; measured 1.3% on rank 0, where it levels off after 4,000 requests, and 0.1% on rank 1
+GROWTH = 0.02
 
 
 class Crowd:

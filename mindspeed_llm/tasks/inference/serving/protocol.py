@@ -16,7 +16,7 @@ from mindspeed_llm.data.templates import Message
 MAX_CHOICES = 16    # `n` and, in completions, prompts times `n`
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -46,7 +46,7 @@ class _Body(_Model):
     repetition_penalty: float | None = Field(None, gt=0)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
-    stop: Stop | list[Stop] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)

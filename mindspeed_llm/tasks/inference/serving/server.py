@@ -105,7 +105,7 @@ class Server:
         self._hub = Hub(engine, config.max_requests)
         app = application(served, jobs, self._hub, say)
         self._web = uvicorn.Server(uvicorn.Config(
-            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_level="warning", access_log=False,
+            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_level="error", access_log=False,
             server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=_LAST_WORDS))
         self._failure: BaseException | None = None
 
