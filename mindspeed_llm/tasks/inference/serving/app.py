@@ -5,6 +5,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -183,7 +184,8 @@ class _Api:
             self._metrics.finished.labels(reason).inc()
         usage = job.usage
         self._say(f"{job.name}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} known), "
-                  f"{usage.completion_tokens} new, {seconds:.2f} s, {' '.join(reasons)}")
+                  f"{usage.completion_tokens} new, {seconds:.2f} s, "
+                  + ", ".join(reason if count == 1 else f"{count} {reason}" for reason, count in Counter(reasons).items()))
 
 
 class _EventsResponse(StreamingResponse):

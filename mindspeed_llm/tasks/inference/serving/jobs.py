@@ -55,9 +55,9 @@ class Job:
             self._form.end(index, reason)
         return index, delta, reason
 
-    @staticmethod
-    def _reason(event: EndEvent, reader: AnswerReader) -> str:
+    def _reason(self, event: EndEvent, reader: AnswerReader) -> str:
         if event.reason == "cancelled" and not reader.stopped:
+            self.reasons.append("cancelled")
             raise stopping()
         reason = "stop" if reader.stopped else _REASONS[event.reason]
         return "tool_calls" if reason == "stop" and reader.calls else reason
