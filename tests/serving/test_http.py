@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import openai
 import pytest
 
+from mindspeed_llm.generation.engine import EngineClosed
 from mindspeed_llm.tasks.inference.serving import app
 from tests.serving.standin import LONGEST, MODEL, running
 
@@ -378,6 +379,21 @@ def test_an_answer_that_the_end_cuts_off(server):
     assert whole["error"]["code"] == "shutting_down"
     (streamed,) = [content for status, _, content in answers if status == 200]
     assert '"code":"shutting_down"' in streamed and streamed.endswith("data: [DONE]\n\n")
+
+
+def test_an_engine_that_closes_meanwhile(server, monkeypatch):
+    """The first of two requests is taken, the second is not: nothing is left of the first."""
+    submit = server.engine.submit
+
+    def once(request):
+        if server.engine.requests:
+            raise EngineClosed("closed")
+        submit(request)
+    monkeypatch.setattr(server.engine, "submit", once)
+    server.engine.pace = 0.05
+    status, _, content = ask(server, "POST", CHAT, chat(n=2))
+    assert status == 503 and content["error"]["code"] == "shutting_down" and not server.hub._queues
+    wait_for(lambda: [end.reason for end in server.engine.ended] == ["cancelled"])
 
 
 def test_metrics(server):

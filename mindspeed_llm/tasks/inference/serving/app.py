@@ -155,14 +155,16 @@ class _Api:
 
     async def _answer(self, request: Request, body: ChatBody | CompletionBody, plan: Callable[[Any], Job]) -> Response:
         self._check_model(body.model)
+        started = time.monotonic()
         job = await run_in_threadpool(plan, body)   # tokenizing a long prompt takes a while
         stream = self._hub.open(job.requests)
         if body.stream:
-            return _EventsResponse(self._events(job, stream, usage=body.wants_usage), lambda: self._close(job, stream))
+            return _EventsResponse(self._events(job, stream, usage=body.wants_usage),
+                                   lambda: self._close(job, stream, started))
         try:
             return _json(await _unless_left(request, job.whole(stream, self._hub)))
         finally:
-            self._close(job, stream)
+            self._close(job, stream, started)
 
     async def _events(self, job: Job, stream: EventStream, *, usage: bool) -> AsyncIterator[bytes]:
         """Server-sent events. An error after the first one can only be told as one more."""
@@ -173,11 +175,11 @@ class _Api:
             yield _event(_encoded(error.body))
         yield _event(b"[DONE]")
 
-    def _close(self, job: Job, stream: EventStream) -> None:
+    def _close(self, job: Job, stream: EventStream, started: float) -> None:
         left = stream.close()
-        seconds = time.monotonic() - job.started
+        seconds = time.monotonic() - started
         if job.first_token_at is not None:
-            self._metrics.first_token.observe(job.first_token_at - job.started)
+            self._metrics.first_token.observe(job.first_token_at - started)
         self._metrics.duration.observe(seconds)
         reasons = job.reasons + ["cancelled"] * left
         for reason in reasons:

@@ -33,7 +33,7 @@ class Job:
         self._choices_each = len(requests) // prompts
         self.usage = Usage(prompt_tokens=sum(len(request.prompt) for request in requests[::self._choices_each]))
         self.reasons: list[str] = []
-        self.started, self.first_token_at = time.monotonic(), None
+        self.first_token_at: float | None = None
 
     def _take(self, event: Event, hub: Hub) -> tuple[int, Delta, str | None]:
         """What an event says: of which answer, what is new, and why it ends if it does."""
