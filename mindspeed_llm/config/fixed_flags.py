@@ -38,6 +38,7 @@ FIXED_FLAGS = (
     _ignored("--use-cp-send-recv-overlap", "ring attention always sends while it computes"),
     _ignored("--enable-thinking", "no prompt template here has a thinking part"),
     _ignored("--tokenizer-not-use-fast", "the ids are the same either way: a slow tokenizer's own code is never run"),
+    _ignored("--hf-chat-template", "prompts are in the chat template of the tokenizer's family anyway"),
     _ignored("--distributed-backend", "collectives follow the device target", kind.choice("nccl", "hccl")),
     _ignored("--ckpt-format", "there is one checkpoint format", kind.choice("torch")),
     _ignored("--ai-framework", "there is one framework", kind.choice("mindspore")),

@@ -183,21 +183,44 @@ class InferenceConfig:
         fields=("inference.no_chat_template", "evaluation.no_chat_template")))
 
 
+BENCHMARKS = ("mmlu", "ceval", "cmmlu", "boolq", "hellaswag", "gsm8k", "bbh", "agieval", "humaneval", "needlebench")
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """`evaluation.py`: the benchmark, its files, and how the prompt is built."""
+    """`evaluation.py`: the benchmark, its files, and how the prompt is built. None: the benchmark's own choice."""
 
-    task: str = option("mmlu", Flag(kind.single_word("mmlu"), EVALUATION, "benchmark"))
+    task: str = option("mmlu", Flag(kind.single_word(*BENCHMARKS), EVALUATION, "benchmark"))
     task_data_path: str = option("", Flag(
-        kind.single_word(), EVALUATION, "directory of the benchmark's test files; dev/ lies beside it",
-        default="required"))
+        kind.single_word(), EVALUATION, "directory of the benchmark's test files, in its public layout (see "
+        "docs/evaluation.md)", default="required"))
     evaluation_batch_size: int = option(1, Flag(kind.integer(1), EVALUATION, "questions in one forward pass"))
     max_eval_samples: int | None = option(None, Flag(
         kind.integer(1), EVALUATION, "at most so many questions of each subject", default="all"))
-    num_shots: int = option(5, Flag(
-        kind.integer(0, 5), EVALUATION, "answered examples before each question, from dev/"))
+    num_shots: int | None = option(None, Flag(
+        kind.integer(0, 5), EVALUATION, "answered examples before each question, where the benchmark has them",
+        default="the benchmark's (mmlu: 5)"))
+    scoring: str | None = option(None, Flag(
+        kind.choice("logprob", "generate"), EVALUATION, "logprob: the likeliest of a question's options is the answer; "
+        "generate: the model writes its answer, as MindSpeed-LLM has it", default="the benchmark's (mmlu: logprob)"))
+    max_new_tokens: int | None = option(None, Flag(
+        kind.integer(1), EVALUATION, "longest answer, in tokens, where the model writes it", default="the benchmark's"))
+    eval_language: str | None = option(None, Flag(
+        kind.choice("en", "zh"), EVALUATION, "language of the words around a question",
+        default="the benchmark's (mmlu: en)"))
     no_chat_template: bool = False
     broadcast: bool = option(False, Flag(
         kind.switch(), EVALUATION, "rank 0 reads the questions and sends them to the others"))
     alternative_prompt: bool = option(False, Flag(kind.switch(), EVALUATION, "the second form of the prompt"))
-    output_dir: str | None = option(None, Flag(kind.path(), EVALUATION, "write every answer here"))
+    chain_of_thought: bool = option(False, Flag(
+        kind.switch(), EVALUATION, "examples show the way to the answer, and the model writes it too (gsm8k, bbh)"))
+    origin_postprocess: bool = option(False, Flag(
+        kind.switch(), EVALUATION, "written answers are read by MindSpeed-LLM's first rule of the benchmark"))
+    allow_code_execution: bool = option(False, Flag(
+        kind.switch(), EVALUATION, "humaneval may run the programs that the model writes, on this machine"))
+    output_dir: str | None = option(None, Flag(
+        kind.path(), EVALUATION, "write accuracies, every answer and a chart here; an evaluation that was ended goes on "
+        "after its last finished subject"))
+    compare: tuple[str, ...] = option((), Flag(
+        kind.words(), EVALUATION, "compare the --output-dir of two evaluations question by question, and end",
+        default="off"))

@@ -162,8 +162,15 @@ def _check_inference(configs: Configs) -> None:
 
 
 def _check_evaluation(configs: Configs) -> None:
+    if compared := configs.evaluation.compare:
+        if len(compared) != 2:
+            raise UserError(f"--compare ({' '.join(compared)}) takes two directories: --compare A B")
+        return
     _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
     _check_runnable(configs)
+    evaluation = configs.evaluation
+    if evaluation.origin_postprocess and evaluation.scoring == "logprob":
+        raise UserError("--origin-postprocess reads written answers: use --scoring generate, or leave it out")
 
 
 def _check_runnable(configs: Configs) -> None:

@@ -173,7 +173,7 @@ ERRORS = [
     ("inference", "--tokenizer-name-or-path ''", "--tokenizer-name-or-path must be given"),
     ("inference", "--load ''", "--load must be given"),
     ("evaluation", "--task mmlu ceval", "--task (mmlu ceval) takes one entry per run"),
-    ("evaluation", "--task ceval", "--task (ceval) must be mmlu"),
+    ("evaluation", "--task triviaqa", "--task (triviaqa) must be mmlu or ceval or "),
     ("evaluation", "--num-shots 6", "--num-shots (6) must be a whole number at least 0 and at most 5"),
     ("convert", "--model-type-hf llama", "--model-type-hf (llama) must be chatglm3 or glm or glm4"),
     ("convert", "--save-model-type hf", "--load-model-type and --save-model-type are both hf"),

@@ -153,7 +153,14 @@ EFFECTS = [
     ("evaluation", "--evaluation-batch-size 4", {"evaluation.evaluation_batch_size": 4}),
     ("evaluation", "--max-eval-samples 10", {"evaluation.max_eval_samples": 10}),
     ("evaluation", "--num-shots 0", {"evaluation.num_shots": 0}),
-    ("evaluation", "", {"evaluation.num_shots": 5}),
+    ("evaluation", "", {"evaluation.num_shots": None, "evaluation.scoring": None}),
+    ("evaluation", "--max-new-tokens 1", {"evaluation.max_new_tokens": 1}),
+    ("evaluation", "--scoring generate --origin-postprocess",
+     {"evaluation.scoring": "generate", "evaluation.origin_postprocess": True}),
+    ("evaluation", "--eval-language zh", {"evaluation.eval_language": "zh"}),
+    ("evaluation", "--chain-of-thought", {"evaluation.chain_of_thought": True}),
+    ("evaluation", "--allow-code-execution", {"evaluation.allow_code_execution": True}),
+    ("evaluation", "--compare a b", {"evaluation.compare": ("a", "b")}),
     ("evaluation", "--no-chat-template", {"evaluation.no_chat_template": True}),
     ("evaluation", "--broadcast", {"evaluation.broadcast": True}),
     ("evaluation", "--alternative-prompt", {"evaluation.alternative_prompt": True}),
@@ -166,7 +173,7 @@ WITHOUT_EFFECT = [
     "--no-create-attention-mask-in-dataloader", "--distributed-backend nccl", "--distributed-backend hccl",
     "--ckpt-format torch", "--ai-framework mindspore", "--use-fused-rotary-pos-emb",
     "--variable-seq-lengths", "--use-cp-send-recv-overlap", "--enable-thinking", "--enable-thinking true",
-    "--tokenizer-not-use-fast",
+    "--tokenizer-not-use-fast", "--hf-chat-template",
 ]
 
 # Flags whose effect has a test of its own below.
