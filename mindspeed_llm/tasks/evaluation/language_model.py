@@ -172,10 +172,11 @@ class ParallelLanguageModel:
 
     def _look(self, logits: Tensor, targets: list[list[int]], width: int) -> np.ndarray:
         """Of this rank's shard `(rows, 1, V/T)` and the others': the targets' logits, their normalizer and the likeliest
-        id of each row, as bits `(rows, width + 2)`.
+        id of each row, as bits `(rows, width + 2)`. All rows of the embedding count, those that pad it too, as in the
+        training loss and in Hugging Face's models.
         """
         tp = self._generator.state.tp
-        shard = VocabShard(rows_as_numpy(logits), self._generator.vocab_size, tp)
+        shard = VocabShard(rows_as_numpy(logits), self._generator.chunks[0].model.padded_vocab_size, tp)
         padded = np.array([row + row[:1] * (width - len(row)) for row in targets], np.int64)
         places = padded - tp.rank * shard.logits.shape[1]
         here = (0 <= places) & (places < shard.logits.shape[1])
