@@ -68,7 +68,8 @@ def ours(options):
     subjects, loaded = subjects_of(options), load(configs)
 
     def answer():
-        runner, _ = prepare(loaded, EvaluationPlan.of(configs), subjects, None)
+        runner = prepare(loaded.configs, loaded.tokenizer, loaded.generator(), EvaluationPlan.of(configs.evaluation),
+                         subjects, True, None)
         return [question.log_probs for subject in subjects for question in runner.answer(subject).questions]
     return answer
 

@@ -8,7 +8,7 @@ from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
-from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, TrainConfig
+from mindspeed_llm.config.training import ConvertConfig, EvaluationConfig, OptimizerConfig, TrainConfig
 
 
 def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
@@ -45,6 +45,8 @@ def notes_on(configs: Configs) -> list[str]:
             notes.append("--sequence-parallel is ignored: --tensor-model-parallel-size is 1")
     if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
         notes.append("--save-interval is ignored: without --save no checkpoint is written")
+    if configs.entrypoint == "pretrain" and configs.train.eval_task is None and configs.evaluation.task_data_path:
+        notes.append("--task-data-path is ignored: without --eval-task no benchmark runs")
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
         notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
                      "conversion")
@@ -132,6 +134,7 @@ def _check_pretrain(configs: Configs) -> None:
     configs.train.num_microbatches(1)
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
+    _check_eval_task(configs)
     if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
         raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
 
@@ -145,6 +148,19 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
         raise UserError(f"--eval-generate ({train.eval_generate}) needs validation data: give them a share in --split "
                         f"({data.split}), such as 98,2,0")
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
+
+
+def _check_eval_task(configs: Configs) -> None:
+    train = configs.train
+    if train.eval_task is None:
+        if train.eval_task_interval is not None:
+            raise UserError(f"--eval-task-interval ({train.eval_task_interval}) needs --eval-task: add it, or leave the "
+                            "interval out")
+        return
+    _require(train.eval_task_interval, "--eval-task-interval", f"how often --eval-task {train.eval_task} runs")
+    _require(configs.evaluation.task_data_path, "--task-data-path", f"the test files of --eval-task {train.eval_task}")
+    _require(configs.data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-task reads and writes text")
+    _check_postprocess(configs.evaluation)
 
 
 def _check_inference(configs: Configs) -> None:
@@ -168,7 +184,10 @@ def _check_evaluation(configs: Configs) -> None:
         return
     _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
     _check_runnable(configs)
-    evaluation = configs.evaluation
+    _check_postprocess(configs.evaluation)
+
+
+def _check_postprocess(evaluation: EvaluationConfig) -> None:
     if evaluation.origin_postprocess and evaluation.scoring == "logprob":
         raise UserError("--origin-postprocess reads written answers: use --scoring generate, or leave it out")
 

@@ -65,6 +65,13 @@ class TensorBoard:
             self._writer.add_scalar("lm loss validation", loss, iteration)
             self._writer.flush()
 
+    def scalars(self, values: dict[str, float], iteration: int) -> None:
+        """Write values by their tags."""
+        if self._writer is not None:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, iteration)
+            self._writer.flush()
+
     def text(self, tag: str, text: str, iteration: int) -> None:
         """Write a text (Markdown)."""
         if self._writer is not None:

@@ -172,7 +172,7 @@ def test_table_of_benchmarks_is_the_flags():
 ])
 def test_what_a_benchmark_does_not_have(folder, flags, words):
     with pytest.raises(UserError, match=words):
-        EvaluationPlan.of(configs("evaluation", folder, *flags.split()))
+        EvaluationPlan.of(configs("evaluation", folder, *flags.split()).evaluation)
 
 
 class Killed(Exception):

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from mindspeed_llm.checkpoint.layout import latest_iteration
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.data.tokenizer import load_tokenizer
+from mindspeed_llm.config.training import EvaluationConfig
+from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import barrier
 from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
 from mindspeed_llm.tasks.evaluation.language_model import ParallelLanguageModel
@@ -22,7 +24,7 @@ from mindspeed_llm.tasks.evaluation.question_files import Source, Subject
 from mindspeed_llm.tasks.evaluation.results import SubjectResult, write_results
 from mindspeed_llm.tasks.evaluation.runner import Answering, Runner
 from mindspeed_llm.tasks.evaluation.task import GENERATE, Task
-from mindspeed_llm.tasks.inference.loading import Loaded, load
+from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import broadcast_text
 
@@ -37,9 +39,8 @@ class EvaluationPlan:
     answering: Answering
 
     @classmethod
-    def of(cls, configs: Configs) -> "EvaluationPlan":
+    def of(cls, config: EvaluationConfig) -> "EvaluationPlan":
         """See the class."""
-        config = configs.evaluation
         task = TASKS[config.task]
         if task.runs_code and not config.allow_code_execution:
             raise UserError(f"--task {task.name} runs programs that the model writes: add --allow-code-execution, in a "
@@ -62,7 +63,7 @@ def run(configs: Configs) -> list[SubjectResult]:
 
     Raises UserError or FileNotFoundError with what to put right.
     """
-    config, plan = configs.evaluation, EvaluationPlan.of(configs)
+    config, plan = configs.evaluation, EvaluationPlan.of(configs.evaluation)
     # before the model: a wrong path should not cost the time of loading
     subjects = [] if config.broadcast else read(configs, plan)
     loaded = load(configs)
@@ -72,7 +73,8 @@ def run(configs: Configs) -> list[SubjectResult]:
         subjects = [Subject.from_dict(values) for values in json.loads(text)]
     if loaded.is_rank_0:
         logging.basicConfig(level=logging.INFO)
-    runner, settings = prepare(loaded, plan, subjects, agree)
+    runner = prepare(loaded.configs, loaded.tokenizer, loaded.generator(), plan, subjects, loaded.is_rank_0, agree)
+    settings = describe(loaded.configs, runner, plan, subjects)
     progress = Progress(config.output_dir, plan.task.name, settings) if config.output_dir and loaded.is_rank_0 else None
     finished = _agreed(progress, agree) if config.output_dir else {}
     results = runner.run(subjects, finished, None if progress is None else progress.keep)
@@ -91,27 +93,29 @@ def read(configs: Configs, plan: EvaluationPlan) -> list[Subject]:
                                  lambda: load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type), length))
 
 
-def prepare(loaded: Loaded, plan: EvaluationPlan, subjects: list[Subject],
-            agree: Callable[[str | None], str]) -> tuple[Runner, dict]:
-    """The runner, and the settings that the answers depend on."""
-    configs, config, task = loaded.configs, loaded.configs.evaluation, plan.task
-    template = Prompter.of(configs, loaded.tokenizer, config.no_chat_template).template
-    until = task.until if template is None else task.template_until
-    answering = Answering(plan.answering.scoring, plan.answering.max_new_tokens, until, plan.answering.extract)
+def prepare(configs: Configs, tokenizer: Tokenizer, generator: Generator, plan: EvaluationPlan,
+            subjects: Sequence[Subject], is_rank_0: bool, agree: Callable[[str | None], str]) -> Runner:
+    """What puts the questions of these subjects to the model of the generator."""
+    config = configs.evaluation
+    template = Prompter.of(configs, tokenizer, config.no_chat_template).template
+    answering = replace(plan.answering, until=plan.task.until if template is None else plan.task.template_until)
     writes = not all(answering.rates(question) for subject in subjects for question in subject.questions)
-    writer = PromptWriter(loaded.tokenizer, template, plan.form, loaded.max_length,
-                          answering.max_new_tokens if writes else 0)
-    model = ParallelLanguageModel(loaded.generator(), config.evaluation_batch_size)
-    settings = {
-        "load": configs.checkpoint.load, "iteration": latest_iteration(configs.checkpoint.load),
-        "num_shots": plan.num_shots, "template": None if template is None else template.name,
-        "scoring": answering.scoring, "max_new_tokens": answering.max_new_tokens if writes else None,
-        "eval_language": config.eval_language, "alternative_prompt": config.alternative_prompt,
-        "chain_of_thought": config.chain_of_thought, "origin_postprocess": config.origin_postprocess,
-        "max_eval_samples": config.max_eval_samples, "seq_length": loaded.max_length,
-        "params_dtype": configs.train.params_dtype,
+    writer = PromptWriter(tokenizer, template, plan.form, generator.max_length, answering.max_new_tokens if writes else 0)
+    return Runner(plan.task, answering, ParallelLanguageModel(generator, config.evaluation_batch_size), writer, tokenizer,
+                  is_rank_0, agree)
+
+
+def describe(configs: Configs, runner: Runner, plan: EvaluationPlan, subjects: Sequence[Subject]) -> dict:
+    """All that the answers depend on, JSON-ready."""
+    config, load_dir, writer = configs.evaluation, configs.checkpoint.load, runner.writer
+    return {
+        "load": load_dir, "iteration": latest_iteration(load_dir), "params_dtype": configs.train.params_dtype,
+        "template": writer.template_name, "num_shots": plan.num_shots, "scoring": plan.answering.scoring,
+        "max_new_tokens": plan.answering.max_new_tokens, "eval_language": config.eval_language,
+        "alternative_prompt": config.alternative_prompt, "chain_of_thought": config.chain_of_thought,
+        "origin_postprocess": config.origin_postprocess, "max_eval_samples": config.max_eval_samples,
+        "seq_length": writer.room,
         "questions": hashlib.sha256(json.dumps([subject.to_dict() for subject in subjects]).encode()).hexdigest()[:16]}
-    return Runner(task, answering, model, writer, loaded.tokenizer, loaded.is_rank_0, agree), settings
 
 
 def _agreed(progress: Progress | None, agree: Callable[[str | None], str]) -> dict[str, SubjectResult]:

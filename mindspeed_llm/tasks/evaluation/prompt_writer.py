@@ -38,8 +38,13 @@ class PromptWriter:
     def __init__(self, tokenizer: Tokenizer, template: Template | None, form: Form, room: int,
                  new_tokens: int = 0) -> None:
         self._tokenizer, self._template, self.form = tokenizer, template, form
-        self._room, self._new_tokens = room, new_tokens
+        self.room, self._new_tokens = room, new_tokens
         self._encode_cached = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode(text)))
+
+    @property
+    def template_name(self) -> str | None:
+        """The chat template's name; None for plain text."""
+        return None if self._template is None else self._template.name
 
     def write(self, subject: Subject, question: Question, rated: bool) -> Prompt:
         """A question with as many of the subject's shots as fit (the first ones go first); `rated`: with its choices.
@@ -50,12 +55,12 @@ class PromptWriter:
         for dropped in range(len(subject.shots) + 1):
             shots = subject.shots[dropped:]
             ids, continuations = self._encode(subject.name, shots, question, rated)
-            room = self._room - max((len(ids) - 1 for ids in continuations), default=self._new_tokens)
+            room = self.room - max((len(ids) - 1 for ids in continuations), default=self._new_tokens)
             if len(ids) <= room:
                 return Prompt(ids, continuations, len(shots))
         if room < 1:
-            raise UserError(f"an answer of {self._room - room} tokens leaves no room for a prompt in a sequence of "
-                            f"{self._room}: lower --max-new-tokens or raise --seq-length")
+            raise UserError(f"an answer of {self.room - room} tokens leaves no room for a prompt in a sequence of "
+                            f"{self.room}: lower --max-new-tokens or raise --seq-length")
         return Prompt(ids[-room:], continuations, 0, cut=True)
 
     def _encode(self, subject: str, shots: Sequence[Question], question: Question,

@@ -43,14 +43,14 @@ class Answering:
 
 
 class Runner:
-    """Runs one task. Every rank calls `run` with the same arguments and gets all results; the one that `speaks` logs.
+    """Runs one task. Every rank calls it with the same arguments and gets all results; rank 0 `speaks`: `run` logs there.
 
     `agree`: gives all ranks the text that rank 0 has (the others pass None).
     """
 
     def __init__(self, task: Task, answering: Answering, model: LanguageModel, writer: PromptWriter,
                  tokenizer: Tokenizer, speaks: bool, agree: Callable[[str | None], str]) -> None:
-        self._task, self._answering, self._model, self._writer = task, answering, model, writer
+        self._task, self._answering, self._model, self.writer = task, answering, model, writer
         self._tokenizer, self._speaks, self._agree = tokenizer, speaks, agree
         self._logger = logging.getLogger(task.logger)
         self._shortened = self._cut = 0
@@ -78,7 +78,7 @@ class Runner:
     def answer(self, subject: Subject) -> SubjectResult:
         """Answer the questions of one subject."""
         rated = [self._answering.rates(question) for question in subject.questions]
-        prompts = [self._writer.write(subject, question, rate)
+        prompts = [self.writer.write(subject, question, rate)
                    for question, rate in zip(subject.questions, rated, strict=True)]
         self._shortened += sum(prompt.shots < len(subject.shots) for prompt in prompts)
         self._cut += sum(prompt.cut for prompt in prompts)
@@ -97,7 +97,7 @@ class Runner:
         """The likeliest choice (among equals the first)."""
         rated = found.log_probs
         if self._task.length_normalized:
-            rated = rated / [max(1, len(choice.encode())) for choice in self._writer.form.choices(question)]
+            rated = rated / [max(1, len(choice.encode())) for choice in self.writer.form.choices(question)]
         return question.letters[int(rated.argmax())], tuple(rated.tolist()), ""
 
     def _written(self, question: Question, text: str) -> tuple[str, None, str]:
