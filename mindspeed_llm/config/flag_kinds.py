@@ -1,5 +1,6 @@
 """Kinds of values of command-line flags."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,12 @@ def integers() -> Kind:
     return Kind("N,N,...", _integers)
 
 
+def numbers(low: int) -> Kind:
+    """One or several whole numbers of at least `low`, as words: `0 1 2` -> (0, 1, 2)."""
+    return Kind("N", lambda values: tuple(_bounded(value, int, "whole numbers", low, None) for value in values),
+                nargs="+")
+
+
 def words(*allowed: str) -> Kind:
     """One or several words, each one of `allowed` where that is given -> tuple."""
     metavar = "{" + ",".join(allowed) + "}" if allowed else "TEXT"
@@ -77,6 +84,11 @@ def single_word(*allowed: str) -> Kind:
 def repeated_text() -> Kind:
     """A flag that may be given several times; every text is kept -> tuple."""
     return Kind("TEXT", lambda values: tuple(_non_empty(v) for v in values), append=True)
+
+
+def json_object() -> Kind:
+    """A JSON object -> dict."""
+    return Kind("JSON", _json_object)
 
 
 def shares() -> Kind:
@@ -150,6 +162,16 @@ def _shares(value: str) -> str:
     if len(parts) != 3 or not all(0 <= part < float("inf") for part in parts) or sum(parts) <= 0:
         raise ValueError("must be three non-negative numbers separated by commas, such as 100,0,0")
     return value
+
+
+def _json_object(value: str) -> dict:
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError("""must be a JSON object in single quotes, such as '{"prompt": "question"}'""")
+    return parsed
 
 
 def _zero(value: str) -> float:

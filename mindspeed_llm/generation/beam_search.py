@@ -73,7 +73,7 @@ def _candidates(generator: Generator, logits: VocabShard | None, sequences: list
     """Log-probabilities fp32 and ids of the likeliest next tokens, `(sequences, count)`, on every stage."""
     packed = None
     if logits is not None:
-        log_probs, ids = logits.log_probs().penalized(sequences, penalty).top(count)
+        log_probs, ids = logits.log_probs().penalized(sequences, [penalty] * len(sequences)).top(count)
         packed = np.stack((log_probs.view(np.int32), ids))
     bits = generator.from_last_stage(packed, (2, len(sequences), count))
     return bits[0].copy().view(np.float32), bits[1]

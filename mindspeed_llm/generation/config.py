@@ -13,7 +13,8 @@ class GenerationConfig:
     num_beams: of a beam search. repetition_penalty: logits (in a beam search log-probabilities) of tokens that a
     sequence already has, its prompt included, are divided by it where positive and multiplied where negative, before
     all else (Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable Generation", 2019).
-    log_probs: keep the log-probability of each token of an answer (beam search does so anyway).
+    log_probs: keep the log-probability of each token of an answer (beam search does so anyway). top_log_probs: an
+    engine also tells so many of the likeliest tokens at each place.
     """
 
     max_new_tokens: int = 128
@@ -26,3 +27,4 @@ class GenerationConfig:
     num_beams: int = 1
     repetition_penalty: float = 1.0
     log_probs: bool = False
+    top_log_probs: int = 0

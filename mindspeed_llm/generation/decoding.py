@@ -26,6 +26,17 @@ class Answer:
     reason: str = ""
     log_probs: list[float] = field(default_factory=list)
 
+    def take(self, token: int, config: GenerationConfig, *, full: bool) -> None:
+        """Add a chosen token, or see that the answer ends. full: the sequence may have no more tokens than this one."""
+        if token in config.stop_ids:
+            self.reason = "stop"
+            return
+        self.ids.append(token)
+        if len(self.ids) >= config.max_new_tokens:
+            self.reason = "length"
+        elif full:
+            self.reason = "positions"
+
 
 def generate(generator: Generator, prompts: list[Sequence[int]], config: GenerationConfig,
              on_token: OnToken | None = None, first: int = 0) -> list[Answer]:
@@ -52,7 +63,7 @@ def continue_from(generator: Generator, caches: list[KVCache], prompts: list[Seq
         chosen = None
         if logits is not None:
             sequences = [[*prompts[number], *answers[number].ids] for number in running]
-            chosen = [sample(logits.penalized(sequences, config.repetition_penalty), running)]
+            chosen = [sample(logits.penalized(sequences, [config.repetition_penalty] * len(running)), running)]
             if config.log_probs:
                 chosen.append(logits.log_probs_of(chosen[0]).view(np.int32))
             chosen = np.stack(chosen)
@@ -61,18 +72,13 @@ def continue_from(generator: Generator, caches: list[KVCache], prompts: list[Seq
         still = []
         for number, token, kept in zip(running, chosen[0].tolist(), log_probs, strict=True):
             answer = answers[number]
-            if token in config.stop_ids:
-                answer.reason = "stop"
+            answer.take(token, config, full=caches[number].length + 1 >= generator.max_length)
+            if answer.reason == "stop":
                 continue
-            answer.ids.append(token)
             answer.log_probs += kept
             if on_token is not None:
                 on_token(number, token)
-            if len(answer.ids) >= config.max_new_tokens:
-                answer.reason = "length"
-            elif caches[number].length + 1 >= generator.max_length:
-                answer.reason = "positions"
-            else:
+            if not answer.reason:
                 still.append(number)
         running = still
         if running:

@@ -19,7 +19,7 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.pipeline_parallel.schedules import StageProgram, forward_only
 from mindspeed_llm.core.transformer.layer import ForwardContext
-from mindspeed_llm.generation.kv_cache import Cache, KVCache
+from mindspeed_llm.generation.kv_cache import BlockPool, Cache, KVCache
 from mindspeed_llm.generation.vocab_shard import VocabShard
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import broadcast
@@ -66,7 +66,12 @@ class Generator:
         self.chunks = [_for_single_tokens(chunk, number) for number, chunk in enumerate(chunks)]
         self.state = self.chunks[0].state
         self.vocab_size, self.max_length = vocab_size, max_length
+        self._pool = BlockPool()
         self._scale = 1 / math.sqrt(chunks[0].model.kv_channels)
+
+    def new_cache(self) -> KVCache:
+        """The cache of a sequence without tokens."""
+        return KVCache(self._pool)
 
     def prefill(self, prompts: list[Sequence[int]]) -> tuple[list[KVCache], VocabShard | None]:
         """New caches holding `prompts` (token ids, of any lengths), and the logits after each prompt's last token.
@@ -75,7 +80,7 @@ class Generator:
         """
         for prompt in prompts:
             self.check_length(prompt)
-        caches = [KVCache() for _ in prompts]
+        caches = [self.new_cache() for _ in prompts]
         return caches, self.extend(caches, prompts)
 
     def check_length(self, prompt: Sequence[int]) -> None:
@@ -93,8 +98,12 @@ class Generator:
 
     def extend(self, caches: list[KVCache], ids: list[Sequence[int]]) -> VocabShard | None:
         """Append any number of tokens to each sequence; the logits after each one's last token."""
-        logits = self.run(plan_passes(caches, ids, PASS_TOKENS), rows_as_numpy)
-        return VocabShard(logits, self.vocab_size, self.state.tp) if self.chunks[-1].last else None
+        return self.logits(plan_passes(caches, ids, PASS_TOKENS))
+
+    def logits(self, passes: list[Pass]) -> VocabShard | None:
+        """Run passes; their wanted logits, in order, on the last stage; None elsewhere, or when none were wanted."""
+        logits = self.run(passes, rows_as_numpy)
+        return None if logits is None else VocabShard(logits, self.vocab_size, self.state.tp)
 
     def run(self, passes: list[Pass], head: Callable[[Tensor], np.ndarray]) -> np.ndarray | None:
         """Run passes one after the other through the stages, several under way at once where there are several stages.
@@ -117,6 +126,9 @@ class Generator:
             return StageProgram(forward, lambda number: (passes[number].tokens, 1, chunk.model.hidden_size),
                                 chunk.parameters.dtype)
 
+        for this in passes:
+            for cache, length, ids in zip(this.caches, this.lengths, this.ids, strict=True):
+                cache.reserve(length + len(ids))
         with autograd.no_grad():
             forward_only([program(chunk) for chunk in self.chunks], len(passes), self.state.pp)
         for this in passes:
@@ -135,13 +147,13 @@ class Generator:
         positions = np.concatenate([np.arange(length, length + count)
                                     for length, count in zip(this.lengths, counts, strict=True)])
         cos, sin = chunk.rotary(positions)
-        edges, keep = np.cumsum([0, *counts]).tolist(), this.caches[0].keeps
+        edges, pool, keep = np.cumsum([0, *counts]).tolist(), this.caches[0].pool, this.caches[0].keeps
+        tables = [cache.table for cache in this.caches]
 
         def cached_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            stores = [cache.stores(layer, length, count, k)
-                      for cache, length, count in zip(this.caches, this.lengths, counts, strict=True)]
-            keys, values = zip(*stores, strict=True)
-            return kernels.primitives().attention_cached(q, k, v, keys, values, edges, this.lengths, self._scale, keep)
+            keys, values = pool.slabs(layer, k)
+            return kernels.primitives().attention_cached(q, k, v, keys, values, tables, edges, this.lengths,
+                                                         self._scale, keep)
 
         return ForwardContext(cos, sin, cached_attention)
 

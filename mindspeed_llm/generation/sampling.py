@@ -35,19 +35,38 @@ class RandomSampler:
 
     def __call__(self, logits: VocabShard, numbers: Sequence[int]) -> np.ndarray:
         """See `Sampler`."""
-        values, ids = logits.top(self._config.top_k or logits.vocab_size)
-        chosen = np.empty(len(ids), np.int32)
-        for row, number in enumerate(numbers):
-            probabilities = distribution(values[row], self._config)
-            edges = np.cumsum(probabilities)
-            drawn = np.searchsorted(edges, self._stream(number).random() * edges[-1], side="right")
-            chosen[row] = ids[row, min(drawn, len(probabilities) - 1)]
-        return chosen
+        for number in numbers:
+            if number not in self._streams:
+                self._streams[number] = random_stream(self._config.seed, number)
+        return choose(logits, [self._config] * len(numbers), [self._streams[number] for number in numbers])
 
-    def _stream(self, number: int) -> np.random.Generator:
-        if number not in self._streams:
-            self._streams[number] = np.random.Generator(np.random.Philox(key=[self._config.seed % 2**64, number]))
-        return self._streams[number]
+
+def choose(logits: VocabShard, configs: Sequence[GenerationConfig],
+           streams: Sequence[np.random.Generator]) -> np.ndarray:
+    """Each row's next token, int32 `(rows,)`, as its own config says and out of its own random stream."""
+    counts = np.array([(config.top_k or logits.vocab_size) if config.do_sample else 1 for config in configs])
+    chosen = np.empty(len(configs), np.int32)
+    # a row that draws from everything should not make the others exchange all that they have
+    for rows in (np.flatnonzero(counts < logits.vocab_size), np.flatnonzero(counts >= logits.vocab_size)):
+        if not len(rows):
+            continue
+        values, ids = logits.rows(rows).top(int(counts[rows].max()))
+        for row, row_values, row_ids in zip(rows, values, ids, strict=True):
+            chosen[row] = (_draw(row_values[:counts[row]], row_ids, configs[row], streams[row])
+                           if configs[row].do_sample else row_ids[0])
+    return chosen
+
+
+def random_stream(seed: int, number: int) -> np.random.Generator:
+    """The stream of draws of a seed for prompt `number`."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, number]))
+
+
+def _draw(descending: np.ndarray, ids: np.ndarray, config: GenerationConfig, stream: np.random.Generator) -> int:
+    probabilities = distribution(descending, config)
+    edges = np.cumsum(probabilities)
+    drawn = np.searchsorted(edges, stream.random() * edges[-1], side="right")
+    return int(ids[min(drawn, len(probabilities) - 1)])
 
 
 def distribution(descending: np.ndarray, config: GenerationConfig) -> np.ndarray:

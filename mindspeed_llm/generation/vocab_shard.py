@@ -31,6 +31,10 @@ class VocabShard:
             raise UserError("the model's logits hold NaN or infinity: its weights are damaged, or their values do not "
                             "fit the dtype (use --bf16 instead of --fp16)")
 
+    def rows(self, numbers: Sequence[int]) -> "VocabShard":
+        """Some of the rows."""
+        return replace(self, logits=self.logits[np.asarray(numbers)])
+
     def top(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` largest logits of each row over all shards: values fp32 and ids int32, `(rows, count)`.
 
@@ -82,14 +86,14 @@ class VocabShard:
         """The same rows as log-probabilities."""
         return replace(self, logits=self.logits - self.log_normalizers()[:, None])
 
-    def penalized(self, sequences: Sequence[Sequence[int]], penalty: float) -> "VocabShard":
-        """The same rows, the logits of the ids in each row's sequence moved away by GenerationConfig's
-        `repetition_penalty`.
+    def penalized(self, sequences: Sequence[Sequence[int]], penalties: Sequence[float]) -> "VocabShard":
+        """The same rows, the logits of the ids in each row's sequence moved away by its `repetition_penalty` of
+        GenerationConfig.
         """
-        if penalty == 1.0:
+        if all(penalty == 1.0 for penalty in penalties):
             return self
         changed = self.logits.copy()
-        for row, sequence in zip(changed, sequences, strict=True):
+        for row, sequence, penalty in zip(changed, sequences, penalties, strict=True):
             places = np.unique(np.asarray(sequence, np.int64)) - self._start
             places = places[(0 <= places) & (places < len(row))]
             row[places] = np.where(row[places] < 0, row[places] * penalty, row[places] / penalty)

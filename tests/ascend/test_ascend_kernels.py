@@ -215,13 +215,14 @@ def test_attention_pieces(wide, draw, place, bounds):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_attention_over_caches(wide, draw, keep):
-    """One token, a piece without a past, a later piece: one operator call each, over the sequence's own cache."""
+    """One token, a piece without a past, a later piece: one operator call each, over the sequence's own blocks."""
     edges, pasts = [0, 1, 6, 9], [7, 0, 12]
     q, k, v = draw(9, 1, 4, 16), draw(9, 1, 2, 16), draw(9, 1, 2, 16)
-    keys, values = ([draw(past + 6, 1, 2, 16) for past in pasts] for _ in range(2))
-    theirs = [[cache.copy() for cache in caches] for caches in (keys, values)]
-    out = wide.primitives.attention_cached(q, k, v, keys, values, edges, pasts, SCALE, keep)
-    assert_close(out, reference.attention_cached(q, k, v, *theirs, edges, pasts, SCALE, keep))
+    keys, values = ([draw(4, 5, 2, 16) for _ in range(2)] for _ in range(2))
+    tables = [[6, 0], [1], [2, 7, 4]]
+    theirs = [[slab.copy() for slab in slabs] for slabs in (keys, values)]
+    out = wide.primitives.attention_cached(q, k, v, keys, values, tables, edges, pasts, SCALE, keep)
+    assert_close(out, reference.attention_cached(q, k, v, *theirs, tables, edges, pasts, SCALE, keep))
     assert [name for name, _ in wide.calls].count("FlashAttentionScore") == 3
     for ours, expected in zip((*keys, *values), (*theirs[0], *theirs[1]), strict=True):
         assert_close(ours, expected, 0)

@@ -1,15 +1,21 @@
 """Cases of a RankPool for test_parallel_inference.py: generation and benchmarks under the parallel sizes of some flags."""
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+
+from mindspeed_llm.generation import engine as engines
 from mindspeed_llm.generation.beam_search import beam_search
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.decoding import generate
+from mindspeed_llm.generation.engine import EndEvent, Engine, EngineLimits, Request
+from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.tasks.evaluation.job import run as evaluate
 from mindspeed_llm.tasks.inference import terminal
 from mindspeed_llm.tasks.inference.chat import Conversation
@@ -71,9 +77,62 @@ def benchmarks(folder: Path, flags: list[str]) -> dict:
     return found
 
 
+def served(generator: Generator) -> dict:
+    """What an engine says to requests that come at different times and do not fit its memory together."""
+    short = Generator(generator.chunks, generator.vocab_size, 64)
+    engine = Engine(short, EngineLimits(80, block_tokens=16, step_tokens=32))
+    draw = np.random.default_rng(4)
+    config = GenerationConfig(14, log_probs=True, top_log_probs=2)
+    drawn = replace(config, do_sample=True, temperature=0.8, top_k=9, seed=3, repetition_penalty=1.2)
+    begin = draw.integers(0, 300, 40).tolist()
+    requests = [Request(str(number), tuple(begin[:shared] + draw.integers(0, 300, more).tolist()), how)
+                for number, (shared, more, how) in enumerate((
+                    (40, 9, config), (0, 5, replace(drawn, max_new_tokens=50)),
+                    (0, 9, replace(config, max_new_tokens=45)), (0, 20, replace(drawn, top_k=0, top_p=0.9)),
+                    (40, 3, drawn)))]
+    events, rest = [], iter(requests[2:])
+
+    def told(these: list) -> None:
+        events.extend(these)
+        if len(events) > 20 and engine.stats().steps % 3 == 0:
+            submit_next()
+
+    def submit_next() -> None:
+        request = next(rest, None)
+        if request is None:
+            engine.drain()
+        else:
+            engine.submit(request)
+
+    def user() -> None:
+        time.sleep(0.3)     # longer than a heartbeat
+        for request in requests[:2]:
+            engine.submit(request)
+
+    speaks = generator.state.world.rank == 0
+    thread = threading.Thread(target=user) if speaks else None
+    if speaks:
+        thread.start()
+    engine.run(told)
+    if speaks:
+        thread.join()
+    stats = engine.stats()
+    answers = {request.name: {"ids": [], "log_probs": [], "top": []} for request in requests}
+    for event in events:
+        if isinstance(event, EndEvent):
+            answers[event.name]["end"] = [event.reason, event.new_tokens, event.cached_tokens]
+        else:
+            answers[event.name]["ids"].append(event.token)
+            answers[event.name]["log_probs"].append(event.log_prob)
+            answers[event.name]["top"].append([token for token, _ in event.top])
+    return {"answers": answers, "preempted": stats.preempted, "cached": stats.cached_tokens, "used": stats.blocks_used,
+            "alone": [generate(short, [request.prompt], request.config)[0].ids for request in requests]}
+
+
 def everything(folder: str, flags: str) -> dict | None:
-    """What rank 0 gets in the `folder` that tests/inference/tiny_job.py writes."""
-    with patch.object(terminal, "HEARTBEAT", 0.1):
+    """What rank 0 gets, of everything, in the `folder` that tests/inference/tiny_job.py writes."""
+    with patch.object(terminal, "HEARTBEAT", 0.1), patch.object(engines, "HEARTBEAT", 0.1):
         loaded = load(configs("inference", Path(folder), *flags.split()))
-        found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split())}
+        found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split()),
+                                      "served": served(loaded.generator())}
     return found if loaded.is_rank_0 else None

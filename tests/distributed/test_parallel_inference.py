@@ -42,6 +42,18 @@ def test_log_probs_equal_one_process(results, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_engine_equals_one_process(results, case):
+    """Requests that arrive between steps, share a beginning and lose their memory: the answers of each one alone."""
+    single, several = results[0]["served"], results[1][CASES[case]]["served"]
+    assert several["preempted"] > 0 and several["cached"] > 0 and several["used"] == 0
+    assert [answer["ids"] for answer in several["answers"].values()] == several["alone"] == single["alone"]
+    for name, expected in single["answers"].items():
+        found = several["answers"][name]
+        assert (found["end"][:2], found["top"]) == (expected["end"][:2], expected["top"])
+        np.testing.assert_allclose(found["log_probs"], expected["log_probs"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("task", ["mmlu", "hellaswag", "gsm8k"])
 def test_benchmarks_equal_one_process(results, case, task):
     """The same answers question by question, in batches of another size too."""

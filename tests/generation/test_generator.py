@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.decoding import generate
 from mindspeed_llm.generation.generator import PromptLengthError, plan_passes
-from mindspeed_llm.generation.kv_cache import KVCache, SharedPrefix
+from mindspeed_llm.generation.kv_cache import BlockPool, SharedPrefix
 from tests.generation.golden_model import full_logits, golden, golden_generator
 
 TOLERANCE = 1e-5  # fp32 rounding of logits of size 1; measured 9e-7
@@ -45,21 +46,50 @@ def test_prefill_in_pieces_equals_prefill_at_once(monkeypatch):
 
 
 def test_passes_keep_the_limit_and_the_order():
-    caches = [KVCache() for _ in range(4)]
+    caches = [golden_generator().new_cache() for _ in range(4)]
     planned = plan_passes(caches, [[1, 2], [3], [4] * 7, [5, 6]], 3)
     assert [one.tokens for one in planned] == [3, 3, 3, 3]
     assert [one.wanted for one in planned] == [[0, 1], [], [], [0, 1]]
     assert planned[3].caches == [caches[2], caches[3]]
 
 
-def test_cache_grows_over_its_steps(monkeypatch):
-    monkeypatch.setattr("mindspeed_llm.generation.kv_cache.STEP", 2)
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """The pool of a generator that keeps 3 tokens in a block and grows by 2 blocks."""
+    monkeypatch.setattr("mindspeed_llm.generation.kv_cache.SLAB", 2)
+    pool = BlockPool(3)
+    monkeypatch.setattr(golden_generator(), "_pool", pool)
+    return pool
+
+
+def test_cache_grows_block_by_block_and_gives_them_back(small_blocks):
     row = golden()["ids"].tolist()[1]
     generator = golden_generator()
     (cache,), logits = generator.prefill([row[:1]])
-    for token in row[1:]:
+    for count, token in enumerate(row[1:], start=2):
         logits = generator.decode([cache], [token])
+        assert small_blocks.used == -(-count // 3)
     np.testing.assert_allclose(logits.logits[0], golden()["logits"][1, -1], rtol=0, atol=TOLERANCE)
+    cache.truncate(4)
+    assert small_blocks.used == 2
+    del cache
+    assert small_blocks.used == 0           # and the memory is given back: a layer begins with one slab
+    keys, values = small_blocks.slabs(0, Tensor(np.zeros((1, 1, 2, 8), np.float32)))
+    assert (len(keys), len(values), keys[0].shape) == (1, 1, (2, 3, 2, 8))
+
+
+def test_forks_share_blocks_until_they_write(small_blocks):
+    generator, row = golden_generator(), golden()["ids"].tolist()[2]
+    (cache,), _ = generator.prefill([row[:7]])
+    twin, other = cache.fork(), cache.fork()
+    assert small_blocks.used == 3
+    generator.extend([twin, other], [[90, 91], [92]])
+    assert small_blocks.used == 5           # the third block is written thrice
+    logits = generator.decode([cache], [row[7]])
+    assert small_blocks.used == 5           # the last holder writes into it
+    np.testing.assert_allclose(logits.logits[0], golden()["logits"][2, 7], rtol=0, atol=TOLERANCE)
+    del twin, other
+    assert small_blocks.used == 3
 
 
 def test_fork_and_truncate_do_not_touch_the_original():

@@ -77,7 +77,7 @@ def test_shards_agree_with_the_whole(monkeypatch, count):
     parts = [VocabShard(logits[:, 4 * rank:4 * rank + 4], 10, group) for rank, group in enumerate(ranks)]
     whole = VocabShard(logits, 10, ALONE)
     sequences = [[row, 7, 7, 11] for row in range(5)]
-    parts, whole = [part.penalized(sequences, 1.5) for part in parts], whole.penalized(sequences, 1.5)
+    parts, whole = [part.penalized(sequences, [1.5] * 5) for part in parts], whole.penalized(sequences, [1.5] * 5)
     assert not np.array_equal(whole.logits, logits)
     np.testing.assert_array_equal(np.concatenate([part.logits for part in parts], axis=1), whole.logits)
     for method in ("top", "log_normalizers"):

@@ -133,20 +133,31 @@ void attend(int dt, i64 Sq, i64 Sk, i64 B, i64 G, i64 n, i64 D, i64 q_start, i64
   finite("dv", dt, dv);
 }
 
-// Sequence i has past `pasts[i]` and counts[i] new tokens; caches are of exactly the size that is needed.
+// Sequence i has past `pasts[i]` and counts[i] new tokens; the last block of the last slab ends with the memory.
 void attend_cached(int dt, i64 G, i64 n, i64 D, bool keep, std::vector<i64> pasts, std::vector<i64> counts) {
+  const i64 block = 13, per_slab = 5;
   std::vector<i64> edges = {0};
+  std::vector<std::vector<i64>> tables(pasts.size());
   std::vector<Buffer> keys, values_;
+  i64 next = 0;
   for (size_t i = 0; i < pasts.size(); ++i) {
     edges.push_back(edges.back() + counts[i]);
-    keys.push_back(values(dt, (pasts[i] + (keep ? counts[i] : 0)) * G * D));
-    values_.push_back(values(dt, (pasts[i] + (keep ? counts[i] : 0)) * G * D));
+    const i64 rows = pasts[i] + (keep ? counts[i] : 0);
+    for (i64 r = 0; r < rows; r += block) tables[i].push_back(next++);
+  }
+  for (i64 b = 0; b < next || b == 0; b += per_slab) {
+    keys.push_back(values(dt, per_slab * block * G * D));
+    values_.push_back(values(dt, per_slab * block * G * D));
+  }
+  for (auto &table : tables) {  // backwards, so that the last block is a full one
+    for (i64 &b : table) b = static_cast<i64>(keys.size()) * per_slab - 1 - b;
   }
   const i64 T = edges.back();
   Buffer q = values(dt, T * G * n * D), k = values(dt, T * G * D), v = values(dt, T * G * D),
          out = values(dt, T * G * n * D);
-  Cached a{dt, G * n, G, D, 0.3f, keep, q.p(), k.p(), v.p(), out.p(), {}, {}, edges, pasts};
-  for (size_t i = 0; i < pasts.size(); ++i) {
+  Cached a{dt,    G * n,   G,  D, block,  per_slab, 0.3f, keep, q.p(), k.p(), v.p(),
+           out.p(), {}, {}, tables, edges, pasts};
+  for (size_t i = 0; i < keys.size(); ++i) {
     a.keys.push_back(keys[i].p());
     a.values.push_back(values_[i].p());
   }

@@ -21,17 +21,23 @@ def isa(settings, request):
     return settings
 
 
-def caches(pasts, room, groups, dim, dtype):
-    """Keys and values for each sequence: tensors over memory of their own, NaN where nothing was written yet."""
+def caches(pasts, room, groups, dim, dtype, block=64, per_slab=8):
+    """Keys and values as slabs of blocks, and each sequence's table; NaN where nothing was written yet."""
     rng = np.random.default_rng(sum(pasts) + dim)
-
-    def one(past):
-        filled = random(rng, (past, 1, groups, dim), dtype)[0].asnumpy()
-        memory = np.full((past + room, 1, groups, dim), np.nan).astype(filled.dtype)
-        memory[:past] = filled
-        return Tensor.from_numpy(memory)
-
-    return [one(past) for past in pasts], [one(past) for past in pasts]
+    counts = [-(-(past + room) // block) for past in pasts]
+    slabs = max(1, -(-sum(counts) // per_slab))
+    order = np.random.default_rng(block).permutation(slabs * per_slab)[:sum(counts)]
+    tables = [part.tolist() for part in np.split(order, np.cumsum(counts)[:-1])]
+    both = []
+    for _ in "kv":
+        past_rows = [random(rng, (past, 1, groups, dim), dtype)[0].asnumpy()[:, 0] for past in pasts]
+        memory = np.full((slabs * per_slab, block, groups, dim), np.nan).astype(past_rows[0].dtype)
+        for rows, table in zip(past_rows, tables):
+            for row, values in enumerate(rows):
+                memory[table[row // block], row % block] = values
+        both.append([Tensor.from_numpy(memory[start:start + per_slab].copy())
+                     for start in range(0, slabs * per_slab, per_slab)])
+    return *both, tables
 
 
 def copies(tensors):
@@ -54,10 +60,10 @@ def bits(tensor):
                                                 (32, 2, 128)])
 def test_one_token_of_each_sequence(isa, heads, groups, dim, dtype):
     (q, k, v), edges = fresh([1] * len(PASTS), heads, groups, dim, dtype)
-    keys, values = caches(PASTS, 2, groups, dim, dtype)
+    keys, values, tables = caches(PASTS, 2, groups, dim, dtype)
     their_keys, their_values = copies(keys), copies(values)
-    out = isa.attention_cached(q, k, v, keys, values, edges, PASTS, dim ** -0.5)
-    expected = reference.attention_cached(q, k, v, their_keys, their_values, edges, PASTS, dim ** -0.5)
+    out = isa.attention_cached(q, k, v, keys, values, tables, edges, PASTS, dim ** -0.5)
+    expected = reference.attention_cached(q, k, v, their_keys, their_values, tables, edges, PASTS, dim ** -0.5)
     assert out.dtype == DTYPES[dtype]
     assert_close(out, expected.astype(DTYPES["fp32"]).asnumpy().astype(np.float64), dtype, factor=3)
     for ours, theirs in zip((*keys, *values), (*their_keys, *their_values)):
@@ -69,11 +75,11 @@ def test_one_token_of_each_sequence(isa, heads, groups, dim, dtype):
 def test_pieces_of_any_length(isa, keep, dtype):
     counts, pasts = [3, 1, 40, 7, 1], [0, 20, 530, 3, 0]
     (q, k, v), edges = fresh(counts, 8, 2, 32, dtype)
-    keys, values = caches(pasts, 40 if keep else 0, 2, 32, dtype)
+    keys, values, tables = caches(pasts, 40 if keep else 0, 2, 32, dtype, block=48)
     theirs = copies(keys), copies(values)
     before = [bits(tensor).copy() for tensor in (*keys, *values)]
-    out = isa.attention_cached(q, k, v, keys, values, edges, pasts, 0.2, keep)
-    expected = reference.attention_cached(q, k, v, *theirs, edges, pasts, 0.2, keep)
+    out = isa.attention_cached(q, k, v, keys, values, tables, edges, pasts, 0.2, keep)
+    expected = reference.attention_cached(q, k, v, *theirs, tables, edges, pasts, 0.2, keep)
     assert_close(out, expected.astype(DTYPES["fp32"]).asnumpy().astype(np.float64), dtype, factor=3)
     after = [bits(tensor) for tensor in ((*theirs[0], *theirs[1]) if keep else (*keys, *values))]
     assert all(np.array_equal(bits(ours), want) for ours, want in zip((*keys, *values), after if keep else before))
@@ -82,26 +88,29 @@ def test_pieces_of_any_length(isa, keep, dtype):
 def test_sequences_may_share_a_prefix(isa):
     counts = [1, 2, 1]
     (q, k, v), edges = fresh(counts, 4, 2, 16, "fp32")
-    (key,), (value,) = caches([600], 0, 2, 16, "fp32")
-    out = isa.attention_cached(q, k, v, [key] * 3, [value] * 3, edges, [600, 600, 599], 0.25, False)
+    keys, values, tables = caches([600], 0, 2, 16, "fp32")
+    out = isa.attention_cached(q, k, v, keys, values, tables * 3, edges, [600, 600, 599], 0.25, False)
     for i, past in enumerate([600, 600, 599]):
         rows = slice(edges[i], edges[i + 1])
-        alone = isa.attention_cached(q[rows], k[rows], v[rows], [key], [value], [0, counts[i]], [past], 0.25, False)
+        alone = isa.attention_cached(q[rows], k[rows], v[rows], keys, values, tables, [0, counts[i]], [past], 0.25,
+                                     False)
         assert np.array_equal(bits(out[rows]), bits(alone))
 
 
 @BOTH
-def test_a_sequence_does_not_depend_on_its_batch_nor_on_threads(isa, dtype):
+def test_a_sequence_does_not_depend_on_its_batch_nor_on_threads_nor_on_blocks(isa, dtype):
     (q, k, v), edges = fresh([1] * len(PASTS), 8, 2, 128, dtype)
-    keys, values = caches(PASTS, 2, 2, 128, dtype)
+    keys, values, tables = caches(PASTS, 2, 2, 128, dtype)
     runs = []
     for threads in (1, 2, 5):
         isa.threads(threads)
-        runs.append(isa.attention_cached(q, k, v, keys, values, edges, PASTS, 0.1))
+        runs.append(isa.attention_cached(q, k, v, keys, values, tables, edges, PASTS, 0.1))
+    for block in (37, 2048):
+        runs.append(isa.attention_cached(q, k, v, *caches(PASTS, 2, 2, 128, dtype, block), edges, PASTS, 0.1))
     assert all(np.array_equal(bits(runs[0]), bits(run)) for run in runs[1:])
     for i, past in enumerate(PASTS):
         one = slice(i, i + 1)
-        alone = isa.attention_cached(q[one], k[one], v[one], keys[one], values[one], [0, 1], [past], 0.1)
+        alone = isa.attention_cached(q[one], k[one], v[one], keys, values, tables[one], [0, 1], [past], 0.1)
         assert np.array_equal(bits(runs[0][one]), bits(alone))
 
 
@@ -133,14 +142,15 @@ def test_bad_values_reach_the_result(isa):
 @pytest.mark.parametrize("change, words", [
     (dict(lengths=[3]), "one entry for each sequence"), (dict(edges=[0, 1, 3]), "from 0 to q's rows"),
     (dict(lengths=[3, 9]), "has 5 rows, needs 10"), (dict(lengths=[-1, 3]), "has 5 rows"),
-    (dict(edges=[0, 3, 2]), "must not decrease")])
+    (dict(edges=[0, 3, 2]), "must not decrease"), (dict(tables=[[0], [8]]), "no block 8 among 8"),
+    (dict(tables=[[0], [-1]]), "no block -1"), (dict(values=[]), "same number of slabs")])
 def test_wrong_arguments_are_refused(cpu, change, words):
     (q, k, v), edges = fresh([1, 1], 4, 2, 16, "fp32")
-    keys, values = caches([3, 3], 2, 2, 16, "fp32")
-    arguments = dict(edges=edges, lengths=[3, 3]) | change
+    keys, values, tables = caches([3, 3], 2, 2, 16, "fp32", block=5)
+    arguments = dict(keys=keys, values=values, tables=tables, edges=edges, lengths=[3, 3], scale=1.0)
     with pytest.raises(ValueError, match=words):
-        cpu.attention_cached(q, k, v, keys, values, scale=1.0, **arguments)
-    with pytest.raises(ValueError, match="cache has shape"):
-        cpu.attention_cached(q, k, v, [key[:, :, :1] for key in keys], values, edges, [3, 3], 1.0)
-    with pytest.raises(TypeError, match="a cache is"):
-        cpu.attention_cached(q, k, v, [key.astype(DTYPES["bf16"]) for key in keys], values, edges, [3, 3], 1.0)
+        cpu.attention_cached(q, k, v, **arguments | change)
+    with pytest.raises(ValueError, match="slab has shape"):
+        cpu.attention_cached(q, k, v, **arguments | dict(keys=[key[:, :, :1] for key in keys]))
+    with pytest.raises(TypeError, match="a slab is"):
+        cpu.attention_cached(q, k, v, **arguments | dict(keys=[key.astype(DTYPES["bf16"]) for key in keys]))

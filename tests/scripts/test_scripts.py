@@ -27,6 +27,7 @@ class Recorder:
             tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
                             'echo "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
+                            'echo "${MINDSPEED_LLM_API_KEY:-}" >"$RECORD.key"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')
             tool.chmod(0o755)
@@ -146,6 +147,18 @@ def test_inference_scripts(recorder, script, variable):
         assert not recorder.configs(script, CHAT=1)[0].evaluation.no_chat_template
 
 
+def test_serving_script(recorder):
+    """The key goes where no list of processes shows it."""
+    configs, launcher = recorder.configs("serve_glm4_9b_ms.sh", "--drain-seconds", "5", API_KEY="k3y", PORT=9000)
+    assert after(launcher, "--worker_num") == "2" and configs.inference.task == ("serve",)
+    serve = configs.serve
+    assert (serve.host, serve.port, serve.served_model_name, serve.drain_seconds) == ("127.0.0.1", 9000, "glm4-9b", 5)
+    assert serve.api_key is None and (recorder.folder / "record.key").read_text() == "k3y\n"
+    assert "k3y" not in (recorder.folder / "record").read_text()
+    recorder.configs("serve_glm4_9b_ms.sh")
+    assert (recorder.folder / "record.key").read_text() == "\n"
+
+
 def test_conversion_scripts(recorder):
     forth, _ = recorder.configs("ckpt_convert_glm4_hf2mcore.sh", TP=4, PP=1)
     assert (forth.convert.load_dir, forth.convert.save_dir) == ("./model_from_hf/glm4_hf/", "./model_weights/glm4_mcore/")
@@ -159,9 +172,11 @@ def test_data_scripts(recorder):
     text, _ = recorder.configs("data_convert_glm4_pretrain.sh", INPUT="in.parquet", OUTPUT_PREFIX="out/x")
     assert (text.data.input, text.data.output_prefix, text.data.append_eod) == ("in.parquet", "out/x", True)
     assert (recorder.folder / "out").is_dir()
-    tune, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack")
-    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack) == (
-        "AlpacaStyleInstructionHandler", "glm4", True)
+    tune, _ = recorder.configs("data_convert_glm4_tune.sh")
+    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack, tune.data.append_eod) == (
+        "AlpacaStyleInstructionHandler", "glm4", True, True)
+    loose, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack=false")
+    assert not loose.data.pack
 
 
 def test_threads_are_shared_among_ranks(recorder):

@@ -57,6 +57,21 @@ def test_loss_falls_and_lines_keep_their_form(train, tmp_path, capsys):
     assert any(path.stat().st_size > 0 for path in (tmp_path / "tb").iterdir())
 
 
+@pytest.mark.full   # ten seconds to import and start wandb
+def test_weights_and_biases_record_stays_here(train, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train("--train-iters", 2, "--wandb-project", "tiny", "--wandb-exp-name", "first", "--wandb-save-dir", tmp_path)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = folder.glob("run-*.wandb")
+    assert all(word in record.read_bytes() for word in (b"tiny", b"first", b"lm loss", b"tokens-per-second"))
+
+
+def test_weights_and_biases_are_an_extra(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install -r requirements-wandb.txt"):
+        train("--wandb-project", "tiny")
+
+
 def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train("--save", straight)
@@ -101,9 +116,9 @@ def test_bf16_resumes_from_masters(train, tmp_path):
 
 
 def test_validation_loss_is_reported(train, capsys):
-    train("--eval-iters", 2, "--eval-interval", 3, "--split", "90,10,0")
+    train("--train-iters", 20, "--eval-iters", 2, "--eval-interval", 10, "--split", "90,10,0")
     lines = re.findall(r"validation loss at iteration (\d+) \| lm loss value: (\S+) \|", capsys.readouterr().out)
-    assert [number for number, _ in lines] == ["3", "6"]
+    assert [number for number, _ in lines] == ["10", "20"]
     assert float(lines[1][1]) < float(lines[0][1])
 
 
@@ -128,6 +143,20 @@ def test_validation_shows_what_the_model_says(train, tmp_path, capsys, monkeypat
     assert losses(shown) == losses(silent) and "validation sample" not in silent
     first, second = weights(tmp_path / "shown"), weights(tmp_path / "silent")
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_documents_do_not_see_each_other(train, tmp_path, capsys):
+    """--reset-attention-mask: the loss of two documents in a sample is that of one document a sample."""
+    rng = np.random.default_rng(5)
+    write_documents(tmp_path / "d", [rng.integers(0, 256, 16) for _ in range(9)])
+    step = ("--data-path", tmp_path / "d", "--train-iters", 1, "--init-method-std", 0.5)
+    found = []
+    for flags in (("--reset-attention-mask", "--reset-position-ids"), (),
+                  ("--seq-length", 16, "--global-batch-size", 8)):
+        train(*step, *flags)
+        found += losses(capsys.readouterr().out)
+    together, seeing, apart = found
+    assert abs(together - apart) < 2e-6 * apart and abs(seeing - apart) > 1e-3 * apart
 
 
 def write_instruction_rows(prefix):

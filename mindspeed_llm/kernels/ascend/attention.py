@@ -100,9 +100,11 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
 
 
 def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
-                     edges: Sequence[int], lengths: Sequence[int], scale: float, keep: bool = True) -> Tensor:
+                     tables: Sequence[Sequence[int]], edges: Sequence[int], lengths: Sequence[int], scale: float,
+                     keep: bool = True) -> Tensor:
     """Several sequences over their caches, one after the other by `attention_fwd`: see `reference.attention_cached`."""
-    return reference.attention_cached(q, k, v, keys, values, edges, lengths, scale, keep, attention_fwd)
+    return reference.attention_cached(q, k, v, keys, values, tables, edges, lengths, scale, keep,
+                                      attention_fwd)
 
 
 def _fused(q: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Causal grouped-query attention that spells the formula out, scores and all: O(S^2) memory, an oracle for short sequences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from mindspore import Tensor, mint
@@ -44,43 +44,62 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
 
 
 def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
-                     edges: Sequence[int], lengths: Sequence[int], scale: float, keep: bool = True,
-                     forward: Callable = attention_fwd) -> Tensor:
+                     tables: Sequence[Sequence[int]], edges: Sequence[int], lengths: Sequence[int], scale: float,
+                     keep: bool = True, forward: Callable = attention_fwd) -> Tensor:
     """Causal attention of the new tokens of several sequences, each over its own past and itself: `(T, 1, N, D)`.
+
+    The past lies in blocks (Kwon et al., "Efficient Memory Management for Large Language Model Serving with
+    PagedAttention", SOSP 2023).
 
     Args:
         q, k, v: `(T, 1, N, D)`, `(T, 1, G, D)` twice; rows `edges[i]` to `edges[i + 1]` are sequence i's new tokens.
-        keys, values: each sequence's cache, `(rows, 1, G, D)` of any number of rows; the first `lengths[i]` are its
-            past.
-        keep: write the new rows of k and v behind the past, in place (the cache must have room for them). Without it
-            caches are only read, and several sequences may share one.
+        keys, values: slabs `(blocks, rows of a block, G, D)`, all of one shape; blocks are numbered through the slabs.
+        tables: each sequence's blocks in the order of its tokens; several sequences may have the same block.
+        lengths: number of tokens in each sequence's past.
+        keep: write the new rows of k and v behind the past, in place (the table must have the blocks for them, which no
+            other sequence may have). Without it slabs are only read.
         forward: the `attention_fwd` that computes a sequence.
 
     Raises ValueError where sizes do not fit.
     """
-    if not len(keys) == len(values) == len(lengths) == len(edges) - 1:
-        raise ValueError("attention_cached: keys, values and lengths must have one entry for each sequence, edges one "
-                         "more")
+    if not len(tables) == len(lengths) == len(edges) - 1:
+        raise ValueError("attention_cached: tables and lengths must have one entry for each sequence, edges one more")
     outs = []
-    for start, stop, past, *caches in zip(edges[:-1], edges[1:], lengths, keys, values, strict=True):
+    for start, stop, past, table in zip(edges[:-1], edges[1:], lengths, tables, strict=True):
+        used, rows = past + stop - start if keep else past, len(table) * keys[0].shape[1]
+        if rows < used:
+            raise ValueError(f"attention_cached: a cache has {rows} rows, needs {used}")
         whole = []
-        for cache, rows in zip(caches, (k[start:stop], v[start:stop]), strict=True):
-            total = past + stop - start
-            if cache.shape[0] < (total if keep else past):
-                raise ValueError(f"attention_cached: a cache has {cache.shape[0]} rows, needs {total if keep else past}")
+        for slabs, fresh in ((keys, k[start:stop]), (values, v[start:stop])):
             if keep:
-                _write(cache, past, rows)
-            whole.append(cache[:total] if keep else mint.cat((cache[:past], rows), dim=0) if past else rows)
+                _write(slabs, table, past, fresh)
+            whole.append(mint.cat((*_read(slabs, table, past), fresh), dim=0) if past else fresh)
         outs.append(forward(q[start:stop], *whole, scale, past, 0)[0])
     return outs[0] if len(outs) == 1 else mint.cat(outs, dim=0)
 
 
-def _write(cache: Tensor, start: int, rows: Tensor) -> None:
-    """Put `rows` into `cache` from row `start` on; on CPU through the memory that numpy shares."""
-    if device.on_cpu():
-        cache.asnumpy()[start:start + rows.shape[0]] = rows.asnumpy()
-    else:
-        cache[start:start + rows.shape[0]] = rows
+def _read(slabs: Sequence[Tensor], table: Sequence[int], length: int) -> Iterator[Tensor]:
+    """The first `length` rows that lie in the blocks of `table`, a piece `(n, 1, G, D)` for each block."""
+    per_slab, size = slabs[0].shape[:2]
+    for start in range(0, length, size):
+        slab, place = divmod(table[start // size], per_slab)
+        yield slabs[slab][place, :min(size, length - start)].expand_dims(1)
+
+
+def _write(slabs: Sequence[Tensor], table: Sequence[int], length: int, rows: Tensor) -> None:
+    """Put `rows (n, 1, G, D)` behind the first `length` ones; on CPU through the memory that numpy shares."""
+    per_slab, size = slabs[0].shape[:2]
+    done = 0
+    while done < rows.shape[0]:
+        slab, place = divmod(table[(length + done) // size], per_slab)
+        first = (length + done) % size
+        count = min(size - first, rows.shape[0] - done)
+        fresh = rows[done:done + count].squeeze(1)
+        if device.on_cpu():
+            slabs[slab].asnumpy()[place, first:first + count] = fresh.asnumpy()
+        else:
+            slabs[slab][place, first:first + count] = fresh
+        done += count
 
 
 def _heads_first(x: Tensor, repeat: int) -> Tensor:

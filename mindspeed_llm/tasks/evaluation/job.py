@@ -15,6 +15,7 @@ from mindspeed_llm.config.training import EvaluationConfig
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import barrier
+from mindspeed_llm.runtime.messages import broadcast_text
 from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
 from mindspeed_llm.tasks.evaluation.language_model import ParallelLanguageModel
 from mindspeed_llm.tasks.evaluation.progress import Progress
@@ -26,7 +27,6 @@ from mindspeed_llm.tasks.evaluation.runner import Answering, Runner
 from mindspeed_llm.tasks.evaluation.task import GENERATE, Task
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
-from mindspeed_llm.tasks.inference.terminal import broadcast_text
 
 
 @dataclass(frozen=True)

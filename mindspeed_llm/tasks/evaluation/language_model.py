@@ -162,8 +162,8 @@ class ParallelLanguageModel:
 
     def _prefix_caches(self, groups: list[Group], sequences: Sequence[Sequence[int]]) -> dict[int, KVCache]:
         """A cache for each member, with what its group has in common."""
-        none = KVCache()
-        caches = [KVCache() if group.length else none for group in groups]
+        none = self._generator.new_cache()
+        caches = [self._generator.new_cache() if group.length else none for group in groups]
         fresh = [(cache, sequences[group.members[0]][:group.length])
                  for cache, group in zip(caches, groups, strict=True) if group.length]
         if fresh:
@@ -190,7 +190,7 @@ class ParallelLanguageModel:
                ended: Callable[[list[int]], bool]) -> list[list[int]]:
         groups = shared_prefixes(prompts, [len(prompt) - 1 for prompt in prompts])
         shared = self._prefix_caches(groups, prompts)
-        caches = [shared[number].fork() if shared[number].length else KVCache() for number in range(len(prompts))]
+        caches = [shared[number].fork() for number in range(len(prompts))]
         logits = self._generator.extend(caches, [prompt[cache.length:]
                                                  for prompt, cache in zip(prompts, caches, strict=True)])
         answers: list[list[int]] = [[] for _ in prompts]

@@ -7,9 +7,9 @@ from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.generation.generator import Generator
+from mindspeed_llm.runtime.messages import broadcast_text
 from mindspeed_llm.tasks.evaluation.job import EvaluationPlan, prepare, read
 from mindspeed_llm.tasks.evaluation.results import by_category, summary
-from mindspeed_llm.tasks.inference.terminal import broadcast_text
 from mindspeed_llm.training.benchmark import Scores
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.decoding import continue_from
 from mindspeed_llm.generation.generator import Generator, PromptLengthError
-from mindspeed_llm.generation.kv_cache import KVCache
 from mindspeed_llm.generation.sampling import sampler
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -27,7 +26,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything."""
         self.turns: list[str] = []
-        self._cache, self._cached = KVCache(), []
+        self._cache, self._cached = self._generator.new_cache(), []
 
     def ask(self, question: str, speaker: Speaker | None = None) -> str:
         """The answer to the next question, shown on `speaker` as it arrives.

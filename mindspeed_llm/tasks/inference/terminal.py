@@ -5,22 +5,11 @@ import sys
 import threading
 from typing import TextIO
 
-import numpy as np
-
 from mindspeed_llm.data.tokenizer import Tokenizer
-from mindspeed_llm.runtime.collectives import Group, broadcast
-from mindspeed_llm.runtime.memory import from_numpy
-
-HEARTBEAT = 5.0  # seconds; the CPU engine gives a rank that waits in a collective up after 600
+from mindspeed_llm.runtime.collectives import Group
+from mindspeed_llm.runtime.messages import HEARTBEAT, broadcast_int, receive_text
 
 _NOTHING_YET, _END = -2, -1
-
-
-def broadcast_text(text: str | None, world: Group) -> str:
-    """Rank 0's `text` on every rank (the others pass None)."""
-    if world.size == 1:
-        return text or ""
-    return _receive_text(_send_length(text, world), text, world)
 
 
 class Inbox:
@@ -41,11 +30,11 @@ class Inbox:
             if self._world.rank == 0:
                 line, ended = self._poll()
                 length = _END if ended else _NOTHING_YET if line is None else len(line.encode())
-            length = _broadcast_int(length, self._world)
+            length = broadcast_int(length, self._world)
             if length == _END:
                 return None
             if length != _NOTHING_YET:
-                return _receive_text(length, line, self._world)
+                return receive_text(length, line, self._world)
 
     def _poll(self) -> tuple[str | None, bool]:
         """(a line or None, whether the input has ended), after waiting for a heartbeat at most."""
@@ -87,20 +76,3 @@ class Speaker:
             self._begun = True
             self._out.write(text)
             self._out.flush()
-
-
-def _send_length(text: str | None, world: Group) -> int:
-    return _broadcast_int(len((text or "").encode()), world)
-
-
-def _broadcast_int(value: int, world: Group) -> int:
-    return int(broadcast(from_numpy(np.array([value], np.int32)), world, 0).asnumpy()[0])
-
-
-def _receive_text(length: int, text: str | None, world: Group) -> str:
-    """The second half of a message whose length all ranks know."""
-    if length == 0:
-        return ""
-    data = np.frombuffer(text.encode(), np.uint8) if world.rank == 0 else np.zeros(length, np.uint8)
-    # int32 carries the bytes on every engine
-    return broadcast(from_numpy(data.astype(np.int32)), world, 0).asnumpy().astype(np.uint8).tobytes().decode()

@@ -44,14 +44,17 @@ bool pad(Attention *a, const Isa &f) {
 void decode(const Attention &a) {
   const size_t batch = static_cast<size_t>(a.B);
   std::vector<const void *> k(batch), v(batch);
+  std::vector<const void *const *> k_blocks(batch), v_blocks(batch);  // all keys of an entry are one block
   const std::vector<i64> lo(batch, a.lo[0]), hi(batch, a.hi[0]);
   for (size_t b = 0; b < batch; ++b) {
     const size_t bytes = b * static_cast<size_t>(a.G * a.D) * dtype_size(a.dt);
     k[b] = static_cast<const char *>(a.k) + bytes;
     v[b] = static_cast<const char *>(a.v) + bytes;
+    k_blocks[b] = &k[b];
+    v_blocks[b] = &v[b];
   }
-  op_attention_decode({a.dt, a.B, a.N, a.G, a.D, a.kv_row, a.scale, lo.data(), hi.data(), a.q, k.data(), v.data(),
-                       a.out_w, a.lse});
+  op_attention_decode({a.dt, a.B, a.N, a.G, a.D, a.kv_row, std::max<i64>(1, a.Sk), a.scale, lo.data(), hi.data(), a.q,
+                       k_blocks.data(), v_blocks.data(), a.out_w, a.lse});
 }
 
 }  // namespace

@@ -21,6 +21,15 @@ const char *at(const void *p, i64 elements, int dt) {
   return static_cast<const char *>(p) + elements * static_cast<i64>(dtype_size(dt));
 }
 
+// f(r, count) for rows [from, to) of a cache, cut where its blocks end
+template <class F>
+void each_run(i64 from, i64 to, i64 block, const F &f) {
+  for (i64 r = from, count; r < to; r += count) {
+    count = std::min(to - r, block - r % block);
+    f(r, count);
+  }
+}
+
 }  // namespace
 
 void op_attention_decode(const Decode &a) {
@@ -68,25 +77,40 @@ void op_attention_decode(const Decode &a) {
 }
 
 void op_attention_cached(const Cached &a) {
-  const i64 kv_row = a.G * a.D, q_row = a.N * a.D, n = static_cast<i64>(a.keys.size());
-  const size_t element = dtype_size(a.dt);
+  const i64 kv_row = a.G * a.D, q_row = a.N * a.D, n = static_cast<i64>(a.lengths.size());
+  const size_t row_bytes = static_cast<size_t>(kv_row) * dtype_size(a.dt);
   const auto tokens = [&](i64 i) { return a.edges[static_cast<size_t>(i) + 1] - a.edges[static_cast<size_t>(i)]; };
-  const auto bytes = [&](i64 rows) { return static_cast<size_t>(rows * kv_row) * element; };
+  std::vector<std::vector<void *>> keys(static_cast<size_t>(n)), values(static_cast<size_t>(n));
+  for (size_t i = 0; i < keys.size(); ++i) {
+    for (const i64 b : a.tables[i]) {
+      const size_t slab = static_cast<size_t>(b / a.per_slab);
+      keys[i].push_back(at(a.keys[slab], b % a.per_slab * a.block * kv_row, a.dt));
+      values[i].push_back(at(a.values[slab], b % a.per_slab * a.block * kv_row, a.dt));
+    }
+  }
   if (a.keep) {
     for (i64 i = 0; i < n; ++i) {
       const size_t s = static_cast<size_t>(i);
-      std::memcpy(at(a.keys[s], a.lengths[s] * kv_row, a.dt), at(a.k, a.edges[s] * kv_row, a.dt), bytes(tokens(i)));
-      std::memcpy(at(a.values[s], a.lengths[s] * kv_row, a.dt), at(a.v, a.edges[s] * kv_row, a.dt), bytes(tokens(i)));
+      each_run(a.lengths[s], a.lengths[s] + tokens(i), a.block, [&](i64 r, i64 count) {
+        const i64 from = (a.edges[s] + r - a.lengths[s]) * kv_row, b = r / a.block, to = r % a.block * kv_row;
+        const size_t bytes = static_cast<size_t>(count) * row_bytes;
+        std::memcpy(at(keys[s][static_cast<size_t>(b)], to, a.dt), at(a.k, from, a.dt), bytes);
+        std::memcpy(at(values[s][static_cast<size_t>(b)], to, a.dt), at(a.v, from, a.dt), bytes);
+      });
     }
   }
   bool single = a.keep;
   for (i64 i = 0; i < n; ++i) single = single && tokens(i) == 1;
   if (single) {
     std::vector<i64> lo(static_cast<size_t>(n)), hi(a.lengths);
-    for (i64 &end : hi) ++end;
-    op_attention_decode({a.dt, n, a.N, a.G, a.D, kv_row, a.scale, lo.data(), hi.data(), a.q,
-                         const_cast<const void *const *>(a.keys.data()),
-                         const_cast<const void *const *>(a.values.data()), a.out, nullptr});
+    std::vector<const void *const *> k_blocks, v_blocks;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      ++hi[i];
+      k_blocks.push_back(keys[i].data());
+      v_blocks.push_back(values[i].data());
+    }
+    op_attention_decode({a.dt, n, a.N, a.G, a.D, kv_row, a.block, a.scale, lo.data(), hi.data(), a.q, k_blocks.data(),
+                         v_blocks.data(), a.out, nullptr});
     return;
   }
   std::vector<char> joined;
@@ -102,20 +126,19 @@ void op_attention_cached(const Cached &a) {
     one.scale = a.scale;
     one.q = at(a.q, first * q_row, a.dt);
     one.out_w = at(a.out, first * q_row, a.dt);
-    if (a.keep) {
-      one.k = a.keys[s];
-      one.v = a.values[s];
-    } else if (past == 0) {
-      one.k = at(a.k, first * kv_row, a.dt);
-      one.v = at(a.v, first * kv_row, a.dt);
-    } else {
-      const size_t half = bytes(past + fresh);
+    one.k = at(a.k, first * kv_row, a.dt);
+    one.v = at(a.v, first * kv_row, a.dt);
+    if (past > 0) {  // a product reads every key several times: one behind the other is worth a copy
+      const size_t half = static_cast<size_t>(past + fresh) * row_bytes;
       if (joined.size() < 2 * half) joined.resize(2 * half);
       char *k = joined.data(), *v = k + half;
-      std::memcpy(k, a.keys[s], bytes(past));
-      std::memcpy(k + bytes(past), at(a.k, first * kv_row, a.dt), bytes(fresh));
-      std::memcpy(v, a.values[s], bytes(past));
-      std::memcpy(v + bytes(past), at(a.v, first * kv_row, a.dt), bytes(fresh));
+      each_run(0, past, a.block, [&](i64 r, i64 count) {
+        const size_t b = static_cast<size_t>(r / a.block), bytes = static_cast<size_t>(count) * row_bytes;
+        std::memcpy(at(k, r * kv_row, a.dt), keys[s][b], bytes);
+        std::memcpy(at(v, r * kv_row, a.dt), values[s][b], bytes);
+      });
+      std::memcpy(at(k, past * kv_row, a.dt), one.k, static_cast<size_t>(fresh) * row_bytes);
+      std::memcpy(at(v, past * kv_row, a.dt), one.v, static_cast<size_t>(fresh) * row_bytes);
       one.k = k;
       one.v = v;
     }

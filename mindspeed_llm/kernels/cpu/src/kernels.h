@@ -32,15 +32,15 @@ struct Attention {
   i64 split, heads_per_unit;  // backward: units per (b, g) and heads of each
 };
 
-// Attention of one query row for each of B sequences: row b sees keys [lo[b], hi[b]) of k[b] and v[b], whose rows are
-// kv_row elements apart. q and out are (B, N, D), lse (B, N) or null.
+// Attention of one query row for each of B sequences: row b sees keys [lo[b], hi[b]), of which key j is row j % block of
+// k[b][j / block] and v[b][j / block]; rows are kv_row elements apart. q and out are (B, N, D), lse (B, N) or null.
 struct Decode {
   int dt;
-  i64 B, N, G, D, kv_row;
+  i64 B, N, G, D, kv_row, block;
   float scale;
   const i64 *lo, *hi;
   const void *q;
-  const void *const *k, *const *v;
+  const void *const *const *k, *const *const *v;
   void *out;
   float *lse;
 };

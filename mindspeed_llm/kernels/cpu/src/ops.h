@@ -44,16 +44,18 @@ void op_attention_fwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqle
 void op_attention_bwd(Attention a, i64 q_start, i64 k_start, const i64 *cu_seqlens, i64 segments);
 
 // Attention of sequences that have a past. Rows [edges[i], edges[i + 1]) of q (T, N, D), k, v (T, G, D) and out are the
-// new tokens of sequence i; its cache keys[i], values[i] (rows, G, D) holds lengths[i] rows before them. With `keep` the
-// new rows are written behind these first.
+// new tokens of sequence i; lengths[i] rows are in the cache before them: row r is row r % block of the cache's block
+// tables[i][r / block]. Block b is entry b % per_slab of slab b / per_slab of keys and values, which are
+// (per_slab, block, G, D). With `keep` the new rows are written behind the past first.
 struct Cached {
   int dt;
-  i64 N, G, D;
+  i64 N, G, D, block, per_slab;
   float scale;
   bool keep;
   const void *q, *k, *v;
   void *out;
   std::vector<void *> keys, values;
+  std::vector<std::vector<i64>> tables;
   std::vector<i64> edges, lengths;
 };
 void op_attention_cached(const Cached &a);
