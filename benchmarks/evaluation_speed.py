@@ -1,16 +1,17 @@
-"""MMLU 5-shot, questions per second: evaluation.py's runner against lm-evaluation-harness with Hugging Face on PyTorch, and
-whether both, and our model within the harness, give the same answers question by question.
+"""MMLU 5-shot, questions per second: evaluation.py's runner against lm-evaluation-harness with Hugging Face on PyTorch,
+and whether both, and our model within the harness, give the same answers question by question.
 
     python benchmarks/evaluation_speed.py --peer-python path/to/venv/bin/python --mmlu path/to/mmlu --load path/to/mcore \
         --hf path/to/hf --dtype fp32 --subjects 4 --questions 50
 
---mmlu holds dev/ and test/ in the original layout; --hf is a directory of a native Hugging Face layout (with tokenizer.json)
-and --load the checkpoint that convert_ckpt.py made of it. Without both, a random model of the size of train_step.py is made
-in --work, with a tokenizer of the questions' words. The peer's environment needs the harness, PyTorch and this project's
-requirements, in one call: pip install -r requirements.txt torch==2.13.0 transformers==5.24.0 'lm_eval[hf]==0.4.13'.
+--mmlu holds dev/ and test/ in the original layout; --hf is a directory of a native Hugging Face layout (with
+tokenizer.json) and --load the checkpoint that convert_ckpt.py made of it. Without both, a random model of the size of
+train_step.py is made in --work, with a tokenizer of the questions' words. The peer's environment needs the harness,
+PyTorch and this project's requirements, in one call: pip install -r requirements.txt torch==2.13.0 transformers==5.24.0
+'lm_eval[hf]==0.4.13'.
 
-Two worker processes take turns, ours, theirs, ours, ...: a turn answers all questions; loading is not counted, making prompts
-and cutting them into tokens is. --agreement adds a turn of `mindspeed_llm` as a model of the harness.
+Two worker processes take turns, ours, theirs, ours, ...: a turn answers all questions; loading is not counted, making
+prompts and cutting them into tokens is. --agreement adds a turn of `mindspeed_llm` as a model of the harness.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def ours(options):
     from mindspeed_llm.tasks.evaluation.job import EvaluationPlan, prepare
     from mindspeed_llm.tasks.inference.loading import load
     configs = parse("evaluation", [
-        "--load", options.load, "--tokenizer-name-or-path", options.hf, "--task", "mmlu", "--task-data-path", options.mmlu,
-        "--scoring", "logprob", "--no-chat-template", "--evaluation-batch-size", str(options.batch),
+        "--load", options.load, "--tokenizer-name-or-path", options.hf, "--task", "mmlu", "--task-data-path",
+        options.mmlu, "--scoring", "logprob", "--no-chat-template", "--evaluation-batch-size", str(options.batch),
         *(["--bf16"] if options.dtype == "bf16" else [])])
     subjects, loaded = subjects_of(options), load(configs)
 
@@ -136,8 +137,8 @@ def make_model(options) -> None:
     end = backend.token_to_id("<|endoftext|>")
     torch.manual_seed(3)
     model = GlmForCausalLM(GlmConfig(
-        vocab_size=BENCH["padded_vocab_size"], hidden_size=BENCH["hidden_size"], intermediate_size=BENCH["ffn_hidden_size"],
-        num_hidden_layers=BENCH["num_layers"], num_attention_heads=BENCH["num_attention_heads"],
+        vocab_size=BENCH["padded_vocab_size"], hidden_size=BENCH["hidden_size"],
+        intermediate_size=BENCH["ffn_hidden_size"], num_hidden_layers=BENCH["num_layers"], num_attention_heads=BENCH["num_attention_heads"],
         num_key_value_heads=BENCH["num_query_groups"], head_dim=BENCH["kv_channels"], rms_norm_eps=1.5625e-07,
         attention_bias=True, max_position_embeddings=8192, tie_word_embeddings=False, pad_token_id=end, eos_token_id=end,
         initializer_range=0.04,

@@ -75,8 +75,8 @@ class TrainConfig:
         kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the "
         "log and in TensorBoard"))
     eval_task: str | None = option(None, Flag(
-        kind.choice(*BENCHMARKS), TRAIN, "every --eval-task-interval iterations put this benchmark's questions to the model "
-        "(with --task-data-path and the other flags of evaluation); accuracies go to the log and to TensorBoard",
+        kind.choice(*BENCHMARKS), TRAIN, "every --eval-task-interval iterations put this benchmark's questions to the "
+        "model (with --task-data-path and the other flags of evaluation); accuracies go to the log and to TensorBoard",
         default="none"))
     eval_task_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between two runs of --eval-task", default="required with --eval-task"))
@@ -240,10 +240,11 @@ class EvaluationConfig:
         kind.integer(0, 5), EVALUATION + TRAIN, "answered examples before each question, where the benchmark has them",
         default="the benchmark's (mmlu: 5)"))
     scoring: str | None = option(None, Flag(
-        kind.choice("logprob", "generate"), EVALUATION + TRAIN, "logprob: the likeliest of a question's options is the answer; "
-        "generate: the model writes its answer, as MindSpeed-LLM has it", default="the benchmark's (mmlu: logprob)"))
+        kind.choice("logprob", "generate"), EVALUATION + TRAIN, "logprob: the likeliest of a question's options is the "
+        "answer; generate: the model writes its answer, as MindSpeed-LLM has it", default="the benchmark's (mmlu: logprob)"))
     max_new_tokens: int | None = option(None, Flag(
-        kind.integer(1), EVALUATION + TRAIN, "longest answer, in tokens, where the model writes it", default="the benchmark's"))
+        kind.integer(1), EVALUATION + TRAIN, "longest answer, in tokens, where the model writes it",
+        default="the benchmark's"))
     eval_language: str | None = option(None, Flag(
         kind.choice("en", "zh"), EVALUATION + TRAIN, "language of the words around a question",
         default="the benchmark's (mmlu: en)"))

@@ -109,8 +109,8 @@ class Generator:
         """Run passes one after the other through the stages, several under way at once where there are several stages.
 
         `head`, called in the order of the passes, turns this rank's shard of a pass's wanted logits, `(rows, 1, V/T)`,
-        into an array with a first axis of rows. Returns these joined, on the last stage; None elsewhere, or when no logits
-        were wanted.
+        into an array with a first axis of rows. Returns these joined, on the last stage; None elsewhere, or when no
+        logits were wanted.
         """
         results: list[np.ndarray] = []
 

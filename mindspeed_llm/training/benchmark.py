@@ -1,7 +1,7 @@
 """A benchmark that runs while a model is trained (`--eval-task`): what the loop asks of it, and what it reports.
 
-The benchmarks themselves are a task of their own (`tasks/evaluation/`), which training knows nothing of: the entrypoint, which
-knows both, hands the loop one (`training.run(configs, benchmark_of)`).
+The benchmarks themselves are a task of their own (`tasks/evaluation/`), which training knows nothing of: the
+entrypoint, which knows both, hands the loop one (`training.run(configs, benchmark_of)`).
 """
 
 from collections.abc import Callable
@@ -38,7 +38,9 @@ class Benchmark(Protocol):
     """Puts questions to the model as it is."""
 
     def run(self) -> Scores:
-        """The scores, on every rank. Collective among all ranks; leaves everything that training goes on with as it is."""
+        """The scores, on every rank. Collective among all ranks; leaves everything that training goes on with as it
+        is.
+        """
 
 
 BenchmarkOf = Callable[[Configs, list[GPTModel]], Benchmark]

@@ -1,4 +1,6 @@
-"""Cases of a RankPool for test_parallel_inference.py: generation and benchmarks under the parallel sizes of some flags."""
+"""Cases of a RankPool for test_parallel_inference.py: generation and benchmarks under the parallel sizes of some
+flags.
+"""
 
 import tempfile
 import threading
@@ -63,13 +65,15 @@ def generation(loaded: Loaded) -> dict:
 
 
 def benchmarks(folder: Path, flags: list[str]) -> dict:
-    """Log-probabilities, answers and texts, by benchmark and subject: letters, choices of several tokens, written answers.
+    """Log-probabilities, answers and texts, by benchmark and subject: letters, choices of several tokens, written
+    answers.
 
     Under parallel sizes in batches of another size.
     """
     directories, found = write_all(Path(tempfile.mkdtemp(dir=folder))), {}
-    for task, extra in (("mmlu", ["--broadcast", "--num-shots", "2"]), ("hellaswag", []), ("gsm8k", ["--num-shots", "2"])):
-        given = [*flags, *extra, "--evaluation-batch-size", "3" if flags else "1", "--max-new-tokens", "20", "--task", task]
+    for task, extra in (("mmlu", "--broadcast --num-shots 2"), ("hellaswag", ""), ("gsm8k", "--num-shots 2")):
+        given = [*flags, *extra.split(), "--evaluation-batch-size", "3" if flags else "1", "--max-new-tokens", "20",
+                 "--task", task]
         given += ["--task-data-path", str(directories[task])] if task in directories else []
         found[task] = {result.name: {"log_probs": [question.log_probs for question in result.questions],
                                      "answers": [(question.prediction, question.text) for question in result.questions]}

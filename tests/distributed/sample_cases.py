@@ -26,18 +26,19 @@ def write_job(folder: Path) -> None:
     write_ramps(folder / "text")
     write_chatglm_tokenizer(folder / "tokenizer", train_tiktoken_bpe(["one two three four five"] * 4, 260))
     write_lines(folder / "questions" / "val.jsonl", [
-        {"query": f"one {number}", "choices": ["two", "three four", "five", "six"], "gold": number % 4} for number in range(5)])
+        {"query": f"one {number}", "choices": ["two", "three four", "five", "six"], "gold": number % 4}
+        for number in range(5)])
 
 
 def run(folder: str, flags: str) -> dict:
-    """`samples` as texts, `scores` of the benchmark, `losses` of the steps, and `final`, a digest of each parameter that this
-    rank holds.
+    """`samples` as texts, `scores` of the benchmark, `losses` of the steps, and `final`, a digest of each parameter
+    that this rank holds.
     """
     samples, scores, losses, final = [], [], [], {}
 
     def step(trainer: Trainer, rate: float):
         result = train_step(trainer, rate)
-        losses.append(result[0])
+        losses.append(result.loss)
         final.update(digests(trainer))
         return result
 

@@ -1,5 +1,5 @@
-"""`--eval-generate`, `--eval-task` and `--profile` under parallel layouts: samples and accuracies as from one process, all
-ranks in one trace, and a training that does not notice.
+"""`--eval-generate`, `--eval-task` and `--profile` under parallel layouts: samples and accuracies as from one process,
+all ranks in one trace, and a training that does not notice.
 """
 
 import json

@@ -54,7 +54,8 @@ def write_all(root: Path) -> dict[str, Path]:
         (root / "bbh" / "cot-prompts").mkdir(exist_ok=True)
         (root / "bbh" / "cot-prompts" / f"{name}.txt").write_text(f"canary\n-----\nAnswer questions.\n\n{solved}\n")
     write_lines(root / "agieval" / "logiqa-en.jsonl", [
-        {"passage": "One.", "question": "Which?", "options": ["(A)one", "(B)two", "(C)four"], "label": "B", "answer": None}])
+        {"passage": "One.", "question": "Which?", "options": ["(A)one", "(B)two", "(C)four"], "label": "B",
+         "answer": None}])
     write_lines(root / "agieval" / "jec-qa-kd.jsonl", [
         {"passage": None, "question": "Which?", "options": ["(A)one", "(B)two"], "label": ["A", "B"], "answer": None}])
     write_lines(root / "agieval" / "math.jsonl", [

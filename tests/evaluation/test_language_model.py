@@ -23,7 +23,9 @@ def whole(context, continuation):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_log_likelihoods_equal_whole_passes(batch_size):
-    """Choices of one token and of several, mixed; contexts that share a beginning, contain one another, or are one token."""
+    """Choices of one token and of several, mixed; contexts that share a beginning, contain one another, or are one
+    token.
+    """
     rng = np.random.default_rng(2)
     common = ids(rng, 9)
     likeliest = [int(full_logits(common)[-1].argmax())]

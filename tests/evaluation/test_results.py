@@ -13,8 +13,9 @@ from mindspeed_llm.tasks.evaluation.results import (QuestionResult, SubjectResul
 
 
 def result(name, scores):
-    return SubjectResult(name, tuple(QuestionResult(f"{name}{number}", "A", "A" if score else "B", score, (-1.0, -2.0), "", 0)
-                                     for number, score in enumerate(scores)))
+    return SubjectResult(name, tuple(
+        QuestionResult(f"{name}{number}", "A", "A" if score else "B", score, (-1.0, -2.0), "", 0)
+        for number, score in enumerate(scores)))
 
 
 def some(name, right, questions):

@@ -1,10 +1,11 @@
 """Two evaluations of the same questions side by side: `evaluation.py --compare A B`.
 
-The scores are paired by question. The difference's standard error is that of the mean of the paired differences (Miller,
-"Adding Error Bars to Evals", 2024, arXiv:2411.00640, section 4); for answers that are right or wrong McNemar's test
-(McNemar, 1947, "Note on the sampling error of the difference between correlated proportions") in its exact form gives the
-probability of a difference at least so large by chance: of the questions that one of the two answered rightly and the other
-not, each has even odds (two-sided binomial test). For scores in parts of a point it is that of the normal distribution.
+The scores are paired by question. The difference's standard error is that of the mean of the paired differences
+(Miller, "Adding Error Bars to Evals", 2024, arXiv:2411.00640, section 4); for answers that are right or wrong McNemar's
+test (McNemar, 1947, "Note on the sampling error of the difference between correlated proportions") in its exact form
+gives the probability of a difference at least so large by chance: of the questions that one of the two answered rightly
+and the other not, each has even odds (two-sided binomial test). For scores in parts of a point it is that of the normal
+distribution.
 """
 
 import csv
@@ -21,8 +22,8 @@ Scores = dict[tuple[str, str], tuple[str, float]]
 
 @dataclass(frozen=True)
 class Difference:
-    """`questions` pairs; mean scores of A and B; `stderr` of B - A (None for one pair); `only_a`, `only_b`: questions on
-    which A, or B, has the higher score; `p`: the probability of so large a difference by chance.
+    """`questions` pairs; mean scores of A and B; `stderr` of B - A (None for one pair); `only_a`, `only_b`: questions
+    on which A, or B, has the higher score; `p`: the probability of so large a difference by chance.
     """
 
     questions: int
@@ -103,5 +104,5 @@ def _read(file: Path) -> Scores:
     with open(file, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if missing := _COLUMNS - set(reader.fieldnames or ()):
-            raise UserError(f"{file} has no column {', '.join(sorted(missing))}: it is not of this version; evaluate anew")
+            raise UserError(f"{file} has no column {', '.join(sorted(missing))}: it is of another version; evaluate anew")
         return {(row["subject"], row["number"]): (row["key"], float(row["score"])) for row in reader}

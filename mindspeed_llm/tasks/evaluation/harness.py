@@ -3,14 +3,14 @@
     python -m mindspeed_llm.tasks.evaluation.harness run --model mindspeed_llm \
         --model_args load=./model_weights/glm4_mcore/,tokenizer=./model_from_hf/glm4_hf/,dtype=bf16 --tasks mmlu ...
 
-is `lm_eval run ...` with one more model: the harness (0.4.13) takes models from its own table only, has no entry points or
-import paths for others, and so its command must be started from here. A program that uses the harness as a library imports
-this module instead, which enters the name. Install the harness with `pip install '.[harness]'`.
+is `lm_eval run ...` with one more model: the harness (0.4.13) takes models from its own table only, has no entry points
+or import paths for others, and so its command must be started from here. A program that uses the harness as a library
+imports this module instead, which enters the name. Install the harness with `pip install '.[harness]'`.
 
 Model arguments: load (checkpoint directory), tokenizer (its directory), dtype (fp32, bf16, fp16), max_length (tokens),
-prompt_type (chat template, for --apply_chat_template), add_bos_token (default true: `[gMASK]<sop>` begins each text, without
-which GLM4 does badly; `--model hf` needs add_bos_token=True for the same). --batch_size is sequences in a forward pass.
-Under `msrun` the ranks share the work as they do in evaluation.py, with tensor_model_parallel_size and
+prompt_type (chat template, for --apply_chat_template), add_bos_token (default true: `[gMASK]<sop>` begins each text,
+without which GLM4 does badly; `--model hf` needs add_bos_token=True for the same). --batch_size is sequences in a
+forward pass. Under `msrun` the ranks share the work as they do in evaluation.py, with tensor_model_parallel_size and
 pipeline_model_parallel_size as further model arguments; rank 0 reports.
 """
 
@@ -92,8 +92,8 @@ class HarnessModel(TemplateLM):
         system = "".join(turn["content"] for turn in chat_history if turn["role"] == "system")
         turns = [Message(turn["role"], turn["content"]) for turn in chat_history if turn["role"] != "system"]
         if not add_generation_prompt:
-            raise UserError("an answer that is begun for the model has no place in the chat templates of this project: use "
-                            "a task without one, or no --apply_chat_template")
+            raise UserError("an answer that is begun for the model has no place in the chat templates of this project: "
+                            "use a task without one, or no --apply_chat_template")
         ids = self._template().encode_prompt(self._own, turns, system)
         return self._own.decode(ids[len(self._own.bos_prefix):], skip_special=False)
 

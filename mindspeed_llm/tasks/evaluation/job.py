@@ -100,9 +100,10 @@ def prepare(configs: Configs, tokenizer: Tokenizer, generator: Generator, plan: 
     template = Prompter.of(configs, tokenizer, config.no_chat_template).template
     answering = replace(plan.answering, until=plan.task.until if template is None else plan.task.template_until)
     writes = not all(answering.rates(question) for subject in subjects for question in subject.questions)
-    writer = PromptWriter(tokenizer, template, plan.form, generator.max_length, answering.max_new_tokens if writes else 0)
-    return Runner(plan.task, answering, ParallelLanguageModel(generator, config.evaluation_batch_size), writer, tokenizer,
-                  is_rank_0, agree)
+    writer = PromptWriter(tokenizer, template, plan.form, generator.max_length,
+                          answering.max_new_tokens if writes else 0)
+    model = ParallelLanguageModel(generator, config.evaluation_batch_size)
+    return Runner(plan.task, answering, model, writer, tokenizer, is_rank_0, agree)
 
 
 def describe(configs: Configs, runner: Runner, plan: EvaluationPlan, subjects: Sequence[Subject]) -> dict:

@@ -1,4 +1,6 @@
-"""What an evaluation asks of a model, and the model that answers: how likely are these continuations, what comes next."""
+"""What an evaluation asks of a model, and the model that answers: how likely are these continuations, what comes
+next.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,13 +64,14 @@ class _Sequence:
 
 
 class ParallelLanguageModel:
-    """A `LanguageModel` over tensor-, pipeline- and data-parallel ranks; all pass the same arguments and get all answers.
+    """A `LanguageModel` over tensor-, pipeline- and data-parallel ranks; all pass the same arguments and get all
+    answers.
 
     What sequences begin with in common is computed once and its keys and values are shared, however the requests are
     ordered (`prefixes.shared_prefixes` finds it). The rest runs in passes of `batch_size` sequences, joined without
-    padding, longest last; with several stages, several passes are under way. Only rated positions reach the output layer,
-    and of their logits only the asked ones and the normalizer are exchanged. Data-parallel replicas take every n-th
-    request.
+    padding, longest last; with several stages, several passes are under way. Only rated positions reach the output
+    layer, and of their logits only the asked ones and the normalizer are exchanged. Data-parallel replicas take every
+    n-th request.
     """
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
@@ -129,7 +132,9 @@ class ParallelLanguageModel:
         return [row[:length].copy() for row, length in zip(gathered, lengths, strict=True)]
 
     def _rate(self, sequences: list[_Sequence]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each sequence: log-probabilities of its targets, fp64 `(positions, targets)`, and the likeliest ids there."""
+        """Of each sequence: log-probabilities of its targets, fp64 `(positions, targets)`, and the likeliest ids
+        there.
+        """
         results: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(sequences)
         groups = shared_prefixes([sequence.ids for sequence in sequences],
                                  [len(sequence.ids) - len(sequence.targets) for sequence in sequences])
@@ -171,9 +176,9 @@ class ParallelLanguageModel:
         return {member: cache for cache, group in zip(caches, groups, strict=True) for member in group.members}
 
     def _look(self, logits: Tensor, targets: list[list[int]], width: int) -> np.ndarray:
-        """Of this rank's shard `(rows, 1, V/T)` and the others': the targets' logits, their normalizer and the likeliest
-        id of each row, as bits `(rows, width + 2)`. All rows of the embedding count, those that pad it too, as in the
-        training loss and in Hugging Face's models.
+        """Of this rank's shard `(rows, 1, V/T)` and the others': the targets' logits, their normalizer and the
+        likeliest id of each row, as bits `(rows, width + 2)`. All rows of the embedding count, those that pad it too,
+        as in the training loss and in Hugging Face's models.
         """
         tp = self._generator.state.tp
         shard = VocabShard(rows_as_numpy(logits), self._generator.chunks[0].model.padded_vocab_size, tp)

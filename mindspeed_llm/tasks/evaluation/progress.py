@@ -10,7 +10,8 @@ from mindspeed_llm.tasks.evaluation.results import SubjectResult
 
 
 class Progress:
-    """`<output-dir>/<task>_progress/`: `settings.json`, and `<n>.json` for the n-th finished subject. Rank 0 alone has one.
+    """`<output-dir>/<task>_progress/`: `settings.json`, and `<n>.json` for the n-th finished subject. Rank 0 alone has
+    one.
 
     settings: all that the answers depend on, JSON-ready. Each file appears whole or not at all.
     """

@@ -28,9 +28,10 @@ class PromptWriter:
     """Token ids of questions in a chat template or (None) as plain text.
 
     Text is cut into tokens together with each choice, so that both are spelled as they are in running text. What all
-    choices begin with belongs to the prompt if they differ in one token after it (and end alike, as `(A)` and `(B)` do):
-    these tokens then follow one context, and one forward pass rates them all. In a chat template the model's answer is the choice alone, so the ids end with what every
-    answer begins with (glm4: a newline); in plain text the choice follows after `Form.gap`.
+    choices begin with belongs to the prompt if they differ in one token after it (and end alike, as `(A)` and `(B)`
+    do): these tokens then follow one context, and one forward pass rates them all. In a chat template the model's
+    answer is the choice alone, so the ids end with what every answer begins with (glm4: a newline); in plain text the
+    choice follows after `Form.gap`.
 
     `room`: tokens that a prompt and its longest choice, or its answer of `new_tokens`, may have.
     """
@@ -79,8 +80,8 @@ class PromptWriter:
         if not choices:
             return [*ids, *last], []
         if len(set(answers)) < len(answers):
-            raise UserError(f"the tokenizer spells two of the choices {', '.join(map(repr, choices))} alike: they cannot "
-                            "be told apart")
+            raise UserError(f"the tokenizer spells two of the choices {', '.join(map(repr, choices))} alike: they "
+                            "cannot be told apart")
         shared = common_prefix(answers)
         if len({answer[shared + 1:] for answer in answers}) == 1 and min(map(len, answers)) > shared:
             return [*ids, *answers[0][:shared]], [[answer[shared]] for answer in answers]

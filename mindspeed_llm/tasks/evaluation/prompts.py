@@ -59,7 +59,8 @@ class Form:
     """How a question is spelled in a prompt.
 
     Attributes:
-        question: the text of a question up to its answer, without a space at its end: what comes next begins with `gap`.
+        question: the text of a question up to its answer, without a space at its end: what comes next begins with
+            `gap`.
         choices: the answers that the model chooses from, in the order of the letters.
         solution: the answer of a solved example; None: its right choice.
         header: begins the prompt; `{subject}` in it becomes `title(subject)`.

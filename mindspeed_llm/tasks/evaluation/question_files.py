@@ -74,7 +74,8 @@ class Source:
 
 
 def csv_subjects(source: Source, patterns: Sequence[str], shots: str, header: bool, hint: str) -> list[Subject]:
-    """One subject a file, multiple choice. `shots`: the solved examples' file, `{subject}` in it, seen from the directory.
+    """One subject a file, multiple choice. `shots`: the solved examples' file, `{subject}` in it, seen from the
+    directory.
 
     A subject's name is the file's, without what the pattern adds.
     """
@@ -92,8 +93,9 @@ def csv_subjects(source: Source, patterns: Sequence[str], shots: str, header: bo
 def read_choice_csv(file: Path, header: bool = False) -> list[Question]:
     """Multiple-choice questions of one CSV file.
 
-    Without a header: six columns, question, option A to D, letter. With one: columns `question`, `A` to `D`, `answer` in
-    any place and case, among others. Raises UserError when the file is empty or no UTF-8, or at a row that is not so.
+    Without a header: six columns, question, option A to D, letter. With one: columns `question`, `A` to `D`, `answer`
+    in any place and case, among others. Raises UserError when the file is empty or no UTF-8, or at a row that is not
+    so.
     """
     rows = list(_csv_rows(file))
     if header and rows:

@@ -16,8 +16,8 @@ from mindspeed_llm.tasks.evaluation.prompts import ALPHABET
 class QuestionResult:
     """One question: the right answer, the model's and its score from 0 to 1.
 
-    key: a hash of what was asked, by which two evaluations are compared. log_probs: of each choice, where they were rated
-    (else None). text: what the model wrote (else ""). shots: solved examples that were in the prompt.
+    key: a hash of what was asked, by which two evaluations are compared. log_probs: of each choice, where they were
+    rated (else None). text: what the model wrote (else ""). shots: solved examples that were in the prompt.
     """
 
     key: str
@@ -90,8 +90,8 @@ def by_category(results: Sequence[SubjectResult], categories: Mapping[str, str])
 def table(results: Sequence[SubjectResult]) -> str:
     """The documented table: columns subject, question_n and acc; the last row is the total.
 
-    Three spaces between columns, numbers of rows at the left, subject and question_n to the right, the title acc above the
-    beginning of its numbers, which have six digits.
+    Three spaces between columns, numbers of rows at the left, subject and question_n to the right, the title acc above
+    the beginning of its numbers, which have six digits.
     """
     rows = [(result.name, summary([result])) for result in results] + [("total", summary(results))]
     number, subject, count = len(str(len(rows) - 1)), max(len("subject"), *(len(name) for name, _ in rows)), 10

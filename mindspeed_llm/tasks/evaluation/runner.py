@@ -1,8 +1,9 @@
 """The run of a benchmark: every question put, answered and judged, subject by subject.
 
-Log lines (logging's `INFO:<logger>:<text>` form, on stderr) are those that MindSpeed-LLM documents for MMLU and prints for
-the others: after each subject `Task.subject_line`, at the end `Task.total_line`, both from the benchmark's own logger; a
-tqdm bar named `total` over the subjects; then from the logger `main` the table of subjects with its last row `total`, and
+Log lines (logging's `INFO:<logger>:<text>` form, on stderr) are those that MindSpeed-LLM documents for MMLU and prints
+for the others: after each subject `Task.subject_line`, at the end `Task.total_line`, both from the benchmark's own
+logger; a tqdm bar named `total` over the subjects; then from the logger `main` the table of subjects with its last row
+`total`, and
 `Task.time_line`. Where the benchmark has categories, a table of these follows.
 """
 
@@ -43,7 +44,8 @@ class Answering:
 
 
 class Runner:
-    """Runs one task. Every rank calls it with the same arguments and gets all results; rank 0 `speaks`: `run` logs there.
+    """Runs one task. Every rank calls it with the same arguments and gets all results; rank 0 `speaks`: `run` logs
+    there.
 
     `agree`: gives all ranks the text that rank 0 has (the others pass None).
     """

@@ -25,18 +25,19 @@ class Task:
     Attributes:
         name: as `--task` and the result files spell it.
         logger: the name under which its lines are logged.
-        read: the subjects in the files of `--task-data-path`. Raises UserError or FileNotFoundError naming file and line.
+        read: the subjects in the files of `--task-data-path`. Raises UserError or FileNotFoundError naming file and
+            line.
         forms: by language (`--eval-language`) how questions are put; the first is the default.
         alternative: the same for `--alternative-prompt`; empty: there is none.
         reasoning: the same for `--chain-of-thought`; empty: there is none.
-        scoring: LOGPROB: the likeliest choice of the form is the answer, where a question has options. GENERATE: the model
-            writes its answer, and `extract` finds it.
+        scoring: LOGPROB: the likeliest choice of the form is the answer, where a question has options. GENERATE: the
+            model writes its answer, and `extract` finds it.
         length_normalized: log-probabilities are divided by the choice's length in UTF-8 bytes, for choices of unlike
             length (Gao et al., lm-evaluation-harness's acc_norm).
         num_shots: solved examples by default; `most_shots`: so many at most (0: it has none).
         max_new_tokens: of a written answer, by default; `reasoning_tokens`: under --chain-of-thought.
-        until: texts at which a written answer ends; `template_until`: those in a chat template, where the model ends its
-            turn itself.
+        until: texts at which a written answer ends; `template_until`: those in a chat template, where the model ends
+            its turn itself.
         extract: (text written, question) -> answer; `extract_original`: by the rule of MindSpeed-LLM
             (`--origin-postprocess`); None: there is one rule.
         judge: (answer, question) -> score from 0.0 to 1.0.

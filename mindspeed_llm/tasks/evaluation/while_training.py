@@ -14,7 +14,8 @@ from mindspeed_llm.training.benchmark import Scores
 
 
 class TrainingBenchmark:
-    """A `training.benchmark.Benchmark`: the same questions every time, put to the live weights under any parallel sizes.
+    """A `training.benchmark.Benchmark`: the same questions every time, put to the live weights under any parallel
+    sizes.
 
     Data-parallel replicas share the questions. Raises as `Task.read` and `EvaluationPlan.of`.
     """

@@ -1,8 +1,8 @@
 """AGIEval: questions of human examinations (Zhong et al., 2023, "AGIEval: A Human-Centric Benchmark for Evaluating
 Foundation Models").
 
-Files: `<subject>.jsonl` of lines `{"passage", "question", "options", "label", "answer"}`. Questions with options and one
-right letter are rated; those with several right letters and those without options are written. Zero-shot.
+Files: `<subject>.jsonl` of lines `{"passage", "question", "options", "label", "answer"}`. Questions with options and
+one right letter are rated; those with several right letters and those without options are written. Zero-shot.
 """
 
 from typing import Any
@@ -57,7 +57,8 @@ def _ask(question: Question) -> str:
 
 
 TASK = Task("agieval", __name__, read, {"": Form(_ask)},
-            alternative={"": Form(_ask, header="{subject}\n", title=lambda subject: AGIEVAL_EXAMS.get(subject, subject))},
+            alternative={"": Form(_ask, header="{subject}\n",
+                                  title=lambda subject: AGIEVAL_EXAMS.get(subject, subject))},
             max_new_tokens=32, until=("\n\n",), extract=extract, extract_original=extract_original, categories=AGIEVAL,
             subject_line="{subject} acc = {right}/{questions}={acc:e}",
             total_line="AGIEval acc = {right}/{questions}={acc:e}", time_line="agi_eval Running Time: {seconds}")

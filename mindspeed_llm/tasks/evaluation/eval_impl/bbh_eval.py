@@ -2,8 +2,8 @@
 Whether Chain-of-Thought Can Solve Them").
 
 Files: `bbh/<subject>.json`, an object `{"examples": [{"input", "target"}]}`; solved examples from
-`cot-prompts/<subject>.txt` beside it: blocks `Q: ...` and `A: Let's think step by step. ... So the answer is X.`, of which
-only the last sentence is shown without --chain-of-thought.
+`cot-prompts/<subject>.txt` beside it: blocks `Q: ...` and `A: Let's think step by step. ... So the answer is X.`, of
+which only the last sentence is shown without --chain-of-thought.
 """
 
 import re
@@ -66,8 +66,9 @@ def extract_original(text: str, _question: Question) -> str:
 TASK = Task("bbh", __name__, read,
             {"en": Form(lambda question: f"Q: {question.text}\nA:",
                         solution=lambda shot: f"So the answer is {shot.details['shown']}.")},
-            reasoning={"en": Form(lambda question: f"Q: {question.text}\nA:", solution=lambda shot: shot.details["way"])},
-            scoring="generate", num_shots=3, most_shots=3, max_new_tokens=32, until=("\n\n", "Q:"), template_until=("Q:",),
-            extract=extract, extract_original=extract_original, categories=BBH,
+            reasoning={"en": Form(lambda question: f"Q: {question.text}\nA:",
+                                  solution=lambda shot: shot.details["way"])},
+            scoring="generate", num_shots=3, most_shots=3, max_new_tokens=32, until=("\n\n", "Q:"),
+            template_until=("Q:",), extract=extract, extract_original=extract_original, categories=BBH,
             subject_line="{subject} acc = {right}/{questions}={acc}", total_line="bbh acc = {right}/{questions}={acc}",
             time_line="bbh Running Time: {seconds}")

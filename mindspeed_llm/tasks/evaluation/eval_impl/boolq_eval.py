@@ -1,8 +1,8 @@
 """BoolQ: yes or no to a question about a passage (Clark et al., 2019, "BoolQ: Exploring the Surprising Difficulty of
 Natural Yes/No Questions").
 
-Files: `*dev*.jsonl` or any other, a line `{"question", "passage", "answer": true|false}`; all in one subject. The answer is
-the likelier of Yes and No, as MindSpeed-LLM has it.
+Files: `*dev*.jsonl` or any other, a line `{"question", "passage", "answer": true|false}`; all in one subject. The
+answer is the likelier of Yes and No, as MindSpeed-LLM has it.
 """
 
 import re

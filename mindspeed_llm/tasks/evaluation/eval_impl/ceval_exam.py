@@ -1,8 +1,8 @@
 """C-Eval: multiple choice in Chinese, 52 subjects (Huang et al., 2023, "C-Eval: A Multi-Level Multi-Discipline Chinese
 Evaluation Suite for Foundation Models").
 
-Files: `val/<subject>_val.csv` with the header `id,question,A,B,C,D,answer`, `dev/<subject>_dev.csv` beside it (the public
-test files have no answers).
+Files: `val/<subject>_val.csv` with the header `id,question,A,B,C,D,answer`, `dev/<subject>_dev.csv` beside it (the
+public test files have no answers).
 """
 
 from mindspeed_llm.tasks.evaluation import extraction

@@ -1,8 +1,8 @@
 """GSM8K: grade-school mathematics, the answer a number (Cobbe et al., 2021, "Training Verifiers to Solve Math Word
 Problems").
 
-Files: `test.jsonl` of lines `{"question", "answer"}`, the answer ending `#### {number}`; solved examples from `train.jsonl`
-beside it. All in one subject.
+Files: `test.jsonl` of lines `{"question", "answer"}`, the answer ending `#### {number}`; solved examples from
+`train.jsonl` beside it. All in one subject.
 """
 
 import re
@@ -36,7 +36,8 @@ def solution(shot: Question) -> str:
     return f"{shot.details['way']}\nThe answer is {shot.answer}."
 
 
-TASK = Task("gsm8k", __name__, read, {"en": Form(lambda question: f"Question: {question.text}\nAnswer:", solution=solution)},
+TASK = Task("gsm8k", __name__, read,
+            {"en": Form(lambda question: f"Question: {question.text}\nAnswer:", solution=solution)},
             reasoning={"en": Form(lambda question: f"Question: {question.text}\nLet's think step by step\nAnswer:",
                                   solution=solution)},
             scoring="generate", num_shots=4, most_shots=5, max_new_tokens=256, until=("Question:", "Q:"),

@@ -1,8 +1,10 @@
-"""HellaSwag: the ending that makes sense (Zellers et al., 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?").
+"""HellaSwag: the ending that makes sense (Zellers et al., 2019, "HellaSwag: Can a Machine Really Finish Your
+Sentence?").
 
-Files: `*val*.jsonl` or any other, of the authors' layout `{"activity_label", "ctx_a", "ctx_b", "endings", "label"}` or of
-the prepared one `{"query", "choices", "gold"}`; all in one subject. The answer is the ending of the highest log-probability
-for its length in bytes, the usual measure; `--alternative-prompt` asks for a letter instead, as MindSpeed-LLM does.
+Files: `*val*.jsonl` or any other, of the authors' layout `{"activity_label", "ctx_a", "ctx_b", "endings", "label"}` or
+of the prepared one `{"query", "choices", "gold"}`; all in one subject. The answer is the ending of the highest
+log-probability for its length in bytes, the usual measure; `--alternative-prompt` asks for a letter instead, as
+MindSpeed-LLM does.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""HumanEval: Python functions that pass their tests (Chen et al., 2021, "Evaluating Large Language Models Trained on Code").
+"""HumanEval: Python functions that pass their tests (Chen et al., 2021, "Evaluating Large Language Models Trained on
+Code").
 
-Files: `*.jsonl` of lines `{"task_id", "prompt", "entry_point", "test"}`; all in one subject. The measure is pass@1 of the
-likeliest answer. What the model writes is run: see `code_execution`.
+Files: `*.jsonl` of lines `{"task_id", "prompt", "entry_point", "test"}`; all in one subject. The measure is pass@1 of
+the likeliest answer. What the model writes is run: see `code_execution`.
 """
 
 import re
