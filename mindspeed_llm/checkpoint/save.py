@@ -24,9 +24,11 @@ import numpy as np
 from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.completeness import check_complete
 from mindspeed_llm.checkpoint.dtypes import SAFETENSORS_DTYPES, LazyTensor, StoredTensor
+from mindspeed_llm.checkpoint.metadata import read_metadata
 from mindspeed_llm.checkpoint.files import sync_directory, write_text
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
@@ -37,7 +39,10 @@ Entries = dict[str, dict]
 
 @dataclass(frozen=True)
 class SaveInfo:
-    """What a checkpoint says about itself beside its tensors. `rng` and `extra` are JSON-ready dictionaries."""
+    """What a checkpoint says about itself beside its tensors. `rng` and `extra` are JSON-ready dictionaries.
+
+    `lora` are the adapters that it holds; with `adapters_only` nothing else.
+    """
 
     model: ModelConfig
     parallel: ParallelConfig
@@ -45,6 +50,8 @@ class SaveInfo:
     consumed_samples: int = 0
     weights_only: bool = False
     data_parallel_size: int = 1
+    lora: LoraConfig | None = None
+    adapters_only: bool = False
     rng: dict = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
 
@@ -174,6 +181,29 @@ def commit_save(save_dir: str | os.PathLike, info: SaveInfo, entries: Entries | 
     return final
 
 
+def remove_old(save_dir: str | os.PathLike, keep: int) -> list[int]:
+    """Remove the oldest training checkpoints but the last `keep` (`--save-total-limit`), after a commit.
+
+    Weights-only ones (conversions) are left alone. Returns the iterations that were removed. A kill on the way leaves
+    a directory that the next save clears away.
+    """
+    root = Path(save_dir)
+    saved = []
+    for name in layout.saved_iterations(root):
+        try:
+            if not read_metadata(root / name / layout.METADATA)["weights_only"]:
+                saved.append(name)
+        except UserError:
+            continue  # whoever looks after a damaged one decides about it
+    current = layout.iteration_name(layout.latest_iteration(root))
+    old = [name for name in saved if name < current][:max(0, len(saved) - keep)]
+    for name in old:
+        staging = root / (name + layout.STAGING)
+        os.rename(root / name, staging)  # no longer a checkpoint from here on
+        shutil.rmtree(staging)
+    return [layout.iteration_number(name) for name in old]
+
+
 def _shard_entry(spec: TensorSpec, tp_rank: int, tp_size: int, dtype: str) -> dict:
     return {"name": spec.name, "global_shape": list(spec.shape), "dtype": dtype,
             "shape": list(spec.local_shape(tp_rank, tp_size)), "axis": spec.partition_dim,
@@ -200,9 +230,11 @@ def _metadata(info: SaveInfo, entries: Entries) -> dict:
             "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
             "context_parallel_size": parallel.context_parallel_size,
             "data_parallel_size": info.data_parallel_size,
+            "shared_storage": not parallel.no_shared_storage,
             "noop_layers": list(parallel.noop_layers),
             "layers": [[list(chunk) for chunk in stage] for stage in parallel.stage_layers(info.model)],
         },
+        **({} if info.lora is None else {"adapters": info.lora.to_dict(), "adapters_only": info.adapters_only}),
         "rng": info.rng,
         "extra": info.extra,
         "files": dict(sorted(entries.items())),

@@ -5,7 +5,7 @@ from typing import Any
 
 from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, PREPROCESS, RUN, TRAIN, Flag, option
+from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, MODEL, PREPROCESS, RUN, TRAIN, Flag, option
 
 
 BENCHMARKS = ("mmlu", "ceval", "cmmlu", "boolq", "hellaswag", "gsm8k", "bbh", "agieval", "humaneval", "needlebench")
@@ -144,9 +144,25 @@ class CheckpointConfig:
 
     load: str | None = option(None, Flag(
         kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+    ckpt_step: int | None = option(None, Flag(
+        kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
+    lora_load: str | None = option(None, Flag(
+        kind.path(), MODEL, "checkpoint directory with adapters, whose base is --load; training goes on where they were "
+        "saved (with --finetune: starts at iteration 0). In a conversion: adapters to merge, to write as PEFT does "
+        "(--save-lora-to-hf), or for hf -> mg a PEFT directory to convert",
+        fields=("checkpoint.lora_load", "convert.lora_load")))
+    lora_ckpt_filter: bool = option(False, Flag(
+        kind.switch(), TRAIN, "checkpoints of --save hold the adapters and their optimizer state only; without it the "
+        "frozen base too"))
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    async_save: bool = option(False, Flag(
+        kind.switch(), TRAIN, "copy what is to be saved and write it while training goes on; takes as much host memory "
+        "again as the saved state of a rank"))
+    save_total_limit: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "training checkpoints to keep in --save: a save removes the oldest beyond these",
+        default="all are kept"))
     finetune: bool = option(False, Flag(
         kind.switch(), TRAIN, "take only the weights of --load and start at iteration 0"))
     no_load_optim: bool = option(False, Flag(kind.switch(), TRAIN, "start with a fresh optimizer"))
@@ -188,6 +204,12 @@ class ConvertConfig:
         kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
     target_pipeline_parallel_size: int = option(1, Flag(
         kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
+    verify: str | None = option(None, Flag(
+        kind.path(), CONVERT, "convert nothing: check every file and tensor of this mcore checkpoint directory"))
+    save_lora_to_hf: bool = option(False, Flag(
+        kind.switch(), CONVERT, "for mg -> hf: write the adapters of --lora-load as a PEFT adapter directory instead of "
+        "merging them"))
+    lora_load: str | None = None
     num_layer_list: tuple[int, ...] | None = None
     noop_layers: tuple[int, ...] = ()
     stated_model: dict[str, Any] = field(default_factory=dict)
@@ -198,8 +220,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to generate, or "
-        "serve: answer requests over HTTP"))
+        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to "
+        "generate, or serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(

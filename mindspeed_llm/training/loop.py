@@ -16,7 +16,6 @@ from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, for
 from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
-from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches
 from mindspeed_llm.training.benchmark import Benchmark
 from mindspeed_llm.training.checkpointing import Progress
@@ -25,6 +24,7 @@ from mindspeed_llm.training.loss_scale import LossScale
 from mindspeed_llm.training.micro_batch import MicroBatch
 from mindspeed_llm.training.passes import LossPasses
 from mindspeed_llm.training.profiling import Profiler
+from mindspeed_llm.training.saving import Saver
 from mindspeed_llm.training.signals import ExitSignal
 from mindspeed_llm.training.throughput import Throughput
 from mindspeed_llm.training.validation_samples import ValidationSamples
@@ -53,6 +53,7 @@ class Trainer:
         self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
         self.batches, self.samples, self.benchmark = batches, samples, benchmark
         self.throughput = Throughput(chunks, session.state) if configs.train.log_throughput else None
+        self.saver = Saver(configs, optimizer, scale, session.state, session.params_dtype)
         self.skipped = self.nans = 0
 
     def train(self) -> None:
@@ -84,6 +85,7 @@ class Trainer:
                 paused = time.perf_counter()
                 self._examine(self.benchmark, boards)
                 started += time.perf_counter() - paused
+            self.saver.poll()
             stopping = stop.on_any_rank()
             if stopping or self._at(self.configs.checkpoint.save_interval):
                 paused = time.perf_counter()
@@ -95,6 +97,7 @@ class Trainer:
                 break
         profiler.close()
         self._save(saved)
+        self.saver.finish()
         boards.close()
 
     @traced("iteration", "iteration")
@@ -106,10 +109,10 @@ class Trainer:
         """
         with span("read data", "data"):
             micro_batches = self.batches.training_step()
+        passes = self._passes(micro_batches, f"{self.configs.train.seed}/{self.progress.iteration}")
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        passes = self._passes(micro_batches)
         losses = forward_backward(passes.programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
@@ -119,9 +122,10 @@ class Trainer:
         flops = self.throughput.flops(micro_batches) if self.throughput is not None else 0.0
         return StepOutcome(loss, metrics, result, tokens, flops)
 
-    def _passes(self, micro_batches: list[MicroBatch]) -> LossPasses:
+    def _passes(self, micro_batches: list[MicroBatch], dropout_key: str | None = None) -> LossPasses:
         objective = self.batches.objective
-        return LossPasses(objective.loss, objective.metrics, self.chunks, micro_batches)
+        return LossPasses(objective.loss, objective.metrics, self.chunks, objective.prepared(micro_batches, self.chunks),
+                          dropout_key)
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)
@@ -174,12 +178,9 @@ class Trainer:
         return bool(interval) and self.progress.iteration % interval == 0
 
     def _save(self, last_saved: int) -> int:
-        """Save unless this iteration is saved already; returns the iteration now on disk."""
-        config, configs = self.configs.checkpoint, self.configs
-        if config.save and self.progress.iteration > last_saved:
-            checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
-                               self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim)
+        """Save unless this iteration is saved already; returns the iteration that is on disk, or on its way there."""
+        if self.configs.checkpoint.save and self.progress.iteration > last_saved:
+            self.saver.save(self.progress)
         return self.progress.iteration
 
 

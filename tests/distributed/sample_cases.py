@@ -37,10 +37,10 @@ def run(folder: str, flags: str) -> dict:
     samples, scores, losses, final = [], [], [], {}
 
     def step(trainer: Trainer, rate: float):
-        result = train_step(trainer, rate)
-        losses.append(result.loss)
+        outcome = train_step(trainer, rate)
+        losses.append(outcome.loss)
         final.update(digests(trainer))
-        return result
+        return outcome
 
     def generate(self: ValidationSamples):
         said = say(self)

@@ -5,12 +5,16 @@ from functools import cached_property
 
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import LocalHeads, ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.config.validation import check
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import ChunkParts
+from mindspeed_llm.core.transformer.layer import TransformerLayer
 from mindspeed_llm.core.transformer.parts import ActivationSizes
 
 ASCEND, CPU = "Ascend", "CPU"
@@ -46,6 +50,30 @@ class Job:
     def train(self) -> TrainConfig:
         """Batch, sequence length, dtype."""
         return self.configs.train
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that are trained instead of the model, or None."""
+        lora: LoraConfig | None = self.configs.lora
+        return lora if lora is not None and lora.target_modules else None
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a sample is a pair of sequences, all of a micro-batch's in one packed row."""
+        data: DataConfig = self.configs.data
+        return data.is_pairwise_dataset
+
+    @property
+    def compares(self) -> bool:
+        """Whether every micro-batch has a forward pass of a reference model too."""
+        preference: PreferenceConfig = self.configs.preference
+        return self.pairs and preference.needs_reference and not preference.precompute_ref
+
+    @property
+    def second_model(self) -> bool:
+        """Whether that model is another than the trained one without its adapters."""
+        preference: PreferenceConfig = self.configs.preference
+        return self.compares and preference.ref_model is not None
 
     @property
     def tp(self) -> int:
@@ -95,7 +123,17 @@ class Job:
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on one context-parallel rank."""
-        return self.train.micro_batch_size * self.train.seq_length // self.cp
+        return self.rows * self.positions // self.cp
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch."""
+        return 1 if self.pairs else self.train.micro_batch_size
+
+    @property
+    def positions(self) -> int:
+        """Length of a row."""
+        return self.train.seq_length * (2 * self.train.micro_batch_size if self.pairs else 1)
 
     @property
     def residual_tokens(self) -> int:
@@ -143,11 +181,19 @@ class Job:
     def chunk_parts(self, stage: int, chunk: int) -> ChunkParts:
         """The parts of a chunk."""
         return ChunkParts(self.model, self.stage_layers[stage][chunk], first=self.is_first(stage, chunk),
-                          last=self.is_last(stage, chunk))
+                          last=self.is_last(stage, chunk), lora=self.lora)
+
+    def layer_parts(self) -> TransformerLayer:
+        """The parts of a layer."""
+        return ChunkParts(self.model, (0,), first=False, last=False, lora=self.lora).layers[0]
 
     def tensors(self, stage: int) -> list[TensorSpec]:
         """The parameters of a stage, over its chunks."""
         return [spec for chunk in range(self.chunks) for spec in self.chunk_parts(stage, chunk).specs()]
+
+    def trained(self, stage: int) -> list[TensorSpec]:
+        """Those of them that are trained."""
+        return [spec for spec in self.tensors(stage) if spec.trainable]
 
     def local_numel(self, spec: TensorSpec) -> int:
         """Elements of a parameter on one rank; the same on each tensor-parallel rank."""
@@ -160,3 +206,8 @@ class Job:
     def with_micro_batch(self, size: int) -> "Job":
         """The same job with another micro-batch size. Raises UserError when that does not fit."""
         return replace(self, configs=replace(self.configs, train=replace(self.train, micro_batch_size=size)))
+
+    def with_precomputed_reference(self) -> "Job":
+        """The same job without the reference model in memory."""
+        return replace(self, configs=replace(self.configs, preference=replace(self.configs.preference,
+                                                                               precompute_ref=True)))

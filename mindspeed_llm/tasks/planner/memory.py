@@ -22,14 +22,16 @@ _ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that AdamW ma
 class StageMemory:
     """Bytes on each rank of a pipeline stage.
 
-    parameters, gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
+    parameters, reference (those of a second model, which is not trained), gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
     passes. step: what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give
     them back, beside them. overhead: buffers of communication and kernels, and the process itself.
     """
 
     stage: int
     numel: int
+    trained: int
     parameters: int
+    reference: int
     gradients: int
     optimizer: int
     activations: int
@@ -40,7 +42,7 @@ class StageMemory:
     @property
     def static(self) -> int:
         """What is held from start to end."""
-        return self.parameters + self.gradients + self.optimizer + self.overhead
+        return self.parameters + self.reference + self.gradients + self.optimizer + self.overhead
 
     @property
     def peak(self) -> int:
@@ -52,13 +54,15 @@ class StageMemory:
 
 def stage_memory(job: Job, stage: int) -> StageMemory:
     """The memory of a rank of `stage`; ranks that differ only in tensor, context or data place need the same."""
-    numel = sum(job.local_numel(spec) for spec in job.tensors(stage))
-    updated = -(-numel // job.replicas) if job.sharded_optimizer else numel
-    parameters, gradients = numel * job.element, numel * _FP32
+    numel, trained = (sum(map(job.local_numel, specs)) for specs in (job.tensors(stage), job.trained(stage)))
+    updated = -(-trained // job.replicas) if job.sharded_optimizer else trained
+    parameters, gradients = numel * job.element, trained * _FP32
+    reference = sum(job.local_numel(spec) for spec in job.tensors(stage) if not spec.adapter) if job.second_model else 0
     on_ascend = job.target == ASCEND
     states = 3 if job.element < _FP32 else 2    # fp32 parameters are their own masters (core/optimizer/optimizer.py)
     return StageMemory(
-        stage=stage, numel=numel, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
+        stage=stage, numel=numel, trained=trained, parameters=parameters, reference=reference * job.element,
+        gradients=gradients, optimizer=states * _FP32 * updated,
         activations=activations.peak_activations(job, stage), step=_step(job, stage, updated),
         overhead=_overhead(job, stage), together=not on_ascend)
 
@@ -69,7 +73,7 @@ def _step(job: Job, stage: int, updated: int) -> int:
     """
     buckets = []
     for chunk in range(job.chunks):
-        specs = job.chunk_parts(stage, chunk).specs()
+        specs = [spec for spec in job.chunk_parts(stage, chunk).specs() if spec.trainable]
         buckets += [sum(map(job.local_numel, content)) for content in bucket_contents(specs, 0, job.tp)]
     several = sum(sorted(buckets)[-UNDER_WAY:])
     shards = job.replicas if job.sharded_optimizer else 1
@@ -78,7 +82,7 @@ def _step(job: Job, stage: int, updated: int) -> int:
     gathered = at_once * job.element if job.sharded_optimizer else 0
     if job.target != ASCEND:
         return max(reduced, gathered)
-    largest = max((job.local_numel(spec) for spec in job.tensors(stage)), default=0)
+    largest = max((job.local_numel(spec) for spec in job.trained(stage)), default=0)
     return max(reduced, gathered, min(largest, updated) * _FP32 * _ADAM_TEMPORARIES)
 
 
@@ -115,8 +119,8 @@ def _attention_scratch(job: Job) -> int:
 
     Counted in fp32. With AMX the copies are tiles: 1.5 times as large for fp32, half for bf16.
     """
-    batch, groups, heads = job.train.micro_batch_size, job.heads.groups, job.heads.queries
-    length = job.train.seq_length
+    batch, groups, heads = job.rows, job.heads.groups, job.heads.queries
+    length = job.positions
     if job.parallel.context_parallel_algo == RING:
         length //= job.cp
     else:
