@@ -108,9 +108,10 @@ def prepare(configs: Configs, tokenizer: Tokenizer, generator: Generator, plan: 
 
 def describe(configs: Configs, runner: Runner, plan: EvaluationPlan, subjects: Sequence[Subject]) -> dict:
     """All that the answers depend on, JSON-ready."""
-    config, load_dir, writer = configs.evaluation, configs.checkpoint.load, runner.writer
+    config, place, writer = configs.evaluation, configs.checkpoint, runner.writer
     return {
-        "load": load_dir, "iteration": latest_iteration(load_dir), "params_dtype": configs.train.params_dtype,
+        "load": place.load, "iteration": latest_iteration(place.load), "lora_load": place.lora_load,
+        "lora_iteration": latest_iteration(place.lora_load) if place.lora_load else None, "params_dtype": configs.train.params_dtype,
         "template": writer.template_name, "num_shots": plan.num_shots, "scoring": plan.answering.scoring,
         "max_new_tokens": plan.answering.max_new_tokens, "eval_language": config.eval_language,
         "alternative_prompt": config.alternative_prompt, "chain_of_thought": config.chain_of_thought,
