@@ -97,7 +97,7 @@ def peer(options):
     from lm_eval.models.huggingface import HFLM
     torch.set_num_threads(options.threads)
     return harness(options, HFLM(pretrained=options.hf, dtype={"fp32": "float32", "bf16": "bfloat16"}[options.dtype],
-                                 batch_size=options.batch, device="cpu", add_bos_token=True))
+                                 batch_size=options.batch, device="cpu"))
 
 
 def bridge(options):

@@ -9,9 +9,9 @@ imports this module instead, which enters the name. Install the harness with `pi
 
 Model arguments: load (checkpoint directory), tokenizer (its directory), dtype (fp32, bf16, fp16), max_length (tokens),
 prompt_type (chat template, for --apply_chat_template), add_bos_token (default true: `[gMASK]<sop>` begins each text,
-without which GLM4 does badly; `--model hf` needs add_bos_token=True for the same). --batch_size is sequences in a
-forward pass. Under `msrun` the ranks share the work as they do in evaluation.py, with tensor_model_parallel_size and
-pipeline_model_parallel_size as further model arguments; rank 0 reports.
+without which GLM4 does badly; `--model hf` does the same as long as its own add_bos_token is not given). --batch_size
+is sequences in a forward pass. Under `msrun` the ranks share the work as they do in evaluation.py, with
+tensor_model_parallel_size and pipeline_model_parallel_size as further model arguments; rank 0 reports.
 """
 
 import contextlib

@@ -3,8 +3,7 @@
 Log lines (logging's `INFO:<logger>:<text>` form, on stderr) are those that MindSpeed-LLM documents for MMLU and prints
 for the others: after each subject `Task.subject_line`, at the end `Task.total_line`, both from the benchmark's own
 logger; a tqdm bar named `total` over the subjects; then from the logger `main` the table of subjects with its last row
-`total`, and
-`Task.time_line`. Where the benchmark has categories, a table of these follows.
+`total`, and `Task.time_line`. Where the benchmark has categories, a table of these follows.
 """
 
 import hashlib
