@@ -26,7 +26,8 @@ SOURCED = {"common.sh", "model_args.sh", "train_args.sh", "inference_args.sh"}
 NO_JOBS = SOURCED | {"setup_env.sh", "quickstart.sh"}
 JOBS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in NO_JOBS)
 OPENING = ["bash examples/mindspore/glm4/quickstart.sh", "bash tests/run.sh"]
-OTHER_FLAGS = {"--help", "--full", "--worker_num", "--local_worker_num", "--join"}  # argparse's, tests/run.sh's, msrun's
+OTHER_FLAGS = {"--help", "--full", "--worker_num", "--local_worker_num", "--join", "--watch"}  # of argparse, tests/run.sh,
+# msrun, the report
 MADE_BY_SCRIPTS = {"activate", "set_env.sh", "posttrain_gpt.py"}  # of .venv, of CANN, a link that setup_env.sh makes
 
 

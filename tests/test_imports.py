@@ -16,6 +16,7 @@ ENTRYPOINTS = [ROOT / name for name in ("convert_ckpt.py", "preprocess_data.py",
 ALLOWED = {
     "config": set(),
     "launch": {"config"},
+    "report": {"config", "checkpoint.files"},
     "runtime": {"config"},
     "kernels": {"config", "runtime"},
     "core": {"config", "runtime", "kernels"},
@@ -26,10 +27,10 @@ ALLOWED = {
     "generation": {"config", "runtime", "kernels", "core", "checkpoint.dtypes"},
     "training": {"config", "runtime", "kernels", "core", "data", "checkpoint", "session", "generation"},
     "tasks": {"config", "runtime", "kernels", "core", "families", "data", "checkpoint", "session", "generation",
-              "training"},
+              "training", "report"},
 }
 FRAMEWORK_FREE = ("config", "launch", "data", "checkpoint", "core/sharding.py", "core/structure.py", "families",
-                  "tasks/convert", "tasks/planner", "tasks/preprocess")
+                  "report", "tasks/convert", "tasks/planner", "tasks/preprocess")
 
 
 def _files(*places: str) -> list[Path]:

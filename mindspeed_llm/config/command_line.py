@@ -14,8 +14,8 @@ from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
 from mindspeed_llm.config.validation import check, check_given, notes_on
 
 PARTS = {"convert": ("convert",), "preprocess": ("data",),
-         "pretrain": ("parallel", "optimizer", "train", "data", "checkpoint"),
-         "inference": ("parallel", "train", "data", "checkpoint", "inference"),
+         "pretrain": ("parallel", "optimizer", "train", "data", "preference", "checkpoint", "profile"),
+         "inference": ("parallel", "train", "data", "checkpoint", "inference", "serve"),
          "evaluation": ("parallel", "train", "data", "checkpoint", "evaluation")}
 
 

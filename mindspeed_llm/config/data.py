@@ -27,6 +27,8 @@ class DataConfig:
         "glm4; tuning reads data that have it already"))
     is_instruction_dataset: bool = option(False, Flag(
         kind.switch(), TRAIN, "--data-path holds packed instruction data"))
+    is_pairwise_dataset: bool = option(False, Flag(
+        kind.switch(), TRAIN, "--data-path holds pairs of a chosen and a rejected answer (--stage dpo)"))
     no_pad_to_seq_lengths: bool = option(False, Flag(
         kind.switch(), TRAIN, "pad a batch to its longest sample, not to --seq-length"))
     pad_to_multiple_of: int = option(8, Flag(

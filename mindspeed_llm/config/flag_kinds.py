@@ -61,6 +61,12 @@ def integers() -> Kind:
     return Kind("N,N,...", _integers)
 
 
+def numbers(low: int) -> Kind:
+    """One or several whole numbers of at least `low`, as words: `0 1 2` -> (0, 1, 2)."""
+    return Kind("N", lambda values: tuple(_bounded(value, int, "whole numbers", low, None) for value in values),
+                nargs="+")
+
+
 def words(*allowed: str) -> Kind:
     """One or several words, each one of `allowed` where that is given -> tuple."""
     metavar = "{" + ",".join(allowed) + "}" if allowed else "TEXT"

@@ -13,17 +13,20 @@ from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
+from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
-                                           OptimizerConfig, TrainConfig)
+                                           OptimizerConfig, ProfileConfig, TrainConfig)
 
 SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pretrain": "pretrain_gpt.py",
            "inference": "inference.py", "evaluation": "evaluation.py"}
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
-           "checkpoint": CheckpointConfig, "data": DataConfig, "convert": ConvertConfig, "inference": InferenceConfig,
-           "evaluation": EvaluationConfig}
+           "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig, "preference": PreferenceConfig,
+           "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig, "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "convert": "conversion", "inference": "generation"}
+_TITLES = {"train": "training", "profile": "profiling", "preference": "preference tuning", "convert": "conversion",
+           "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:

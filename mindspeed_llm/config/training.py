@@ -59,9 +59,12 @@ class TrainConfig:
     seed: int = option(1234, Flag(
         kind.integer(0), RUN, "of initial weights, data order and sampling; a resumed run keeps the checkpoint's "
         "(see --no-load-rng)"))
+    npu_deterministic: bool = option(False, Flag(
+        kind.switch(), RUN, "on Ascend operators and communication that give the same bits each time, at some cost; on "
+        "CPU all do"))
     stage: str | None = option(None, Flag(
-        kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
-        default="pre-training"))
+        kind.choice("sft", "dpo"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset); dpo: "
+        "preference tuning on pairs (with --is-pairwise-dataset)", default="pre-training"))
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
@@ -73,6 +76,14 @@ class TrainConfig:
     exit_signal_handler: bool = option(False, Flag(
         kind.switch(), TRAIN, "on SIGTERM finish the iteration, save and exit"))
     tensorboard_dir: str | None = option(None, Flag(kind.path(), TRAIN, "write TensorBoard events here"))
+    wandb_project: str | None = option(None, Flag(
+        kind.path(), TRAIN, "record the run for this Weights & Biases project (needs requirements-wandb.txt); offline "
+        "unless the environment's WANDB_MODE says otherwise"))
+    wandb_exp_name: str | None = option(None, Flag(kind.path(), TRAIN, "name of the run there", default="wandb's choice"))
+    wandb_save_dir: str = option(".", Flag(kind.text(), TRAIN, "directory in which wandb/ with the record is written"))
+    log_throughput: bool = option(False, Flag(
+        kind.switch(), TRAIN, "TFLOP/s of a rank in the iteration line, and their share of what this machine's product "
+        "kernel reaches (see docs/operations.md)"))
     check_for_nan_in_loss_and_grad: bool = option(True, Flag(
         kind.switch(False), TRAIN, "go on when loss or gradient is NaN or infinite instead of stopping",
         name="--no-check-for-nan-in-loss-and-grad", default="off (stop)"))
@@ -95,6 +106,27 @@ class TrainConfig:
             raise UserError(f"--global-batch-size ({self.global_batch_size}) must be divisible by --micro-batch-size "
                             f"({self.micro_batch_size}){replicas}: use {near}")
         return self.global_batch_size // step
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Which iterations of which ranks are profiled, and how closely."""
+
+    profile: bool = option(False, Flag(
+        kind.switch(), TRAIN, "record where the time of some iterations goes, and print a table of it (see "
+        "docs/operations.md)"))
+    profile_step_start: int = option(10, Flag(
+        kind.integer(1), TRAIN, "first iteration that is profiled, by the number in its log line"))
+    profile_step_end: int = option(12, Flag(
+        kind.integer(2), TRAIN, "the iteration before which profiling ends"))
+    profile_ranks: tuple[int, ...] = option((0,), Flag(
+        kind.numbers(-1), TRAIN, "global ranks that are profiled; -1: all"))
+    profile_level: str = option("level0", Flag(
+        kind.choice("level0", "level1", "level2"), TRAIN, "on CPU level0 has data, passes, communication and optimizer; "
+        "level1 the kernels too; level2 the shapes of their inputs. On Ascend MindSpore's levels of these names"))
+    profile_with_cpu: bool = option(False, Flag(
+        kind.switch(), TRAIN, "on Ascend: what the host does, too; on CPU it is all there is"))
+    profile_save_path: str = option("./profile_dir", Flag(kind.text(), TRAIN, "directory for the profiles"))
 
 
 @dataclass(frozen=True)
@@ -157,7 +189,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
+        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to generate, or "
+        "serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(

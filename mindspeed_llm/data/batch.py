@@ -11,10 +11,12 @@ from mindspeed_llm.data.blending import BlendedDataset, parse_data_path, samples
 from mindspeed_llm.data.gpt_dataset import GPTDataset
 from mindspeed_llm.data.indexed_dataset import IndexedDataset
 from mindspeed_llm.data.instruction_dataset import InstructionDataset, PackedRows
+from mindspeed_llm.data.pairwise_dataset import PairedRows, PairwiseDataset
 from mindspeed_llm.data.tokenizer import Tokenizer
 
 SPLIT_NAMES = ("train", "valid", "test")
-Dataset = GPTDataset | InstructionDataset | BlendedDataset
+Dataset = GPTDataset | InstructionDataset | PairwiseDataset | BlendedDataset
+KINDS = {"text": IndexedDataset, "instruction": PackedRows, "pairwise": PairedRows}
 
 
 def collate(samples: Sequence[dict[str, np.ndarray]], pad_id: int = 0) -> dict[str, np.ndarray]:
@@ -68,14 +70,14 @@ def parse_split(split: str, count: int) -> list[tuple[int, int] | None]:
 
 
 def build_train_valid_test(data: DataConfig, *, seq_length: int, seed: int, num_samples: tuple[int, int, int],
-                           instruction: bool, pad_id: int | None = None, tokenizer: Tokenizer | None = None
+                           kind: str = "text", pad_id: int | None = None, tokenizer: Tokenizer | None = None
                            ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """The three data sets of `data.data_path` and `data.split`.
 
     Args:
         data: data_path, split, and for instruction data no_pad_to_seq_lengths and pad_to_multiple_of.
         num_samples: samples to provide for train, valid, test (iterations times global batch size).
-        instruction: rows of `<prefix>_packed_*_document` instead of one indexed data set per path.
+        kind: of `KINDS`: one indexed data set per path, or rows of `<prefix>_packed_*_document`.
         pad_id, tokenizer: where the padding token comes from (one of the two, for instruction data).
 
     Returns:
@@ -85,19 +87,15 @@ def build_train_valid_test(data: DataConfig, *, seq_length: int, seed: int, num_
         UserError, FileNotFoundError: see `parse_data_path`, `parse_split`, `IndexedDataset`.
     """
     prefixes, weights = parse_data_path(data.data_path)
-    if instruction and pad_id is None:
+    if kind == "instruction" and pad_id is None:
         if tokenizer is None:
             raise ValueError("instruction data needs pad_id or tokenizer")
         pad_id = tokenizer.pad_id
     multiple = data.pad_to_multiple_of if data.no_pad_to_seq_lengths else None
     sources, sizes = [], []
     for prefix in prefixes:
-        if instruction:
-            source = PackedRows(prefix)
-            sizes.append(len(source))
-        else:
-            source = IndexedDataset(prefix)
-            sizes.append(int(source.sizes.sum(dtype=np.int64)))
+        source = KINDS[kind](prefix)
+        sizes.append(int(source.sizes.sum(dtype=np.int64)) if kind == "text" else len(source))
         sources.append(source)
     if weights is None:  # paths without weights: as if their data stood in one file
         weights = [Fraction(size, sum(sizes)) for size in sizes]
@@ -109,9 +107,11 @@ def build_train_valid_test(data: DataConfig, *, seq_length: int, seed: int, num_
                 raise UserError(f"--split {data.split}: of the {len(source)} documents of {source.prefix} nothing is "
                                 f"left for {name}: give it a larger share, or 0 to go without")
 
-    def build(source: IndexedDataset | PackedRows, selection: tuple[int, int], count: int) -> Dataset:
-        if instruction:
+    def build(source: IndexedDataset | PackedRows | PairedRows, selection: tuple[int, int], count: int) -> Dataset:
+        if kind == "instruction":
             return InstructionDataset(source, selection, count, seq_length, seed, pad_id, multiple)
+        if kind == "pairwise":
+            return PairwiseDataset(source, selection, count, seq_length, seed)
         return GPTDataset(source, selection, count, seq_length, seed)
 
     return tuple(

@@ -14,10 +14,12 @@ Importing this package does not import the framework; `setup` does.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.runtime.trace import span
 
 if TYPE_CHECKING:
     from mindspore import Tensor
@@ -84,6 +86,30 @@ def backend() -> str:
 def primitives():
     """The active backend's forward and backward primitives."""
     return _active.primitives
+
+
+def trace_calls(*, shapes: bool) -> Callable[[], None]:
+    """Make every call of a primitive a span (`runtime.trace`), with the shapes of its tensors if asked, until the returned
+    function is called. For the backends whose primitives compute before they return: `reference` and `cpu`.
+    """
+    from mindspeed_llm.kernels import reference
+    from mindspeed_llm.kernels.functions import build
+    plain = _active.api, _active.primitives
+    _active.primitives = SimpleNamespace(**{name: _in_span(name, getattr(_active.primitives, name), shapes)
+                                            for name in reference.__all__})
+    _active.api = SimpleNamespace(**build(_active.primitives))
+
+    def undo() -> None:
+        _active.api, _active.primitives = plain
+    return undo
+
+
+def _in_span(name: str, primitive: Callable, shapes: bool) -> Callable:
+    def call(*args, **kwargs):
+        details = {"shapes": [list(arg.shape) for arg in args if hasattr(arg, "shape")]} if shapes else {}
+        with span(name, "kernel", **details):
+            return primitive(*args, **kwargs)
+    return call
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -43,6 +43,15 @@ def setup(seed: int = 1234) -> str:
     return _state["target"]
 
 
+def make_deterministic() -> None:
+    """On Ascend choose operators and collectives whose bits do not vary; before groups are made. On CPU nothing varies.
+
+    https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_deterministic.html
+    """
+    if not on_cpu():
+        ms.set_deterministic(True)
+
+
 def simulated() -> bool:
     """Whether MindSpore is asked to simulate an NPU (MS_SIMULATION_LEVEL): it dispatches and allocates but computes
     nothing.

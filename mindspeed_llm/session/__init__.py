@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mindspeed_llm import kernels
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.runtime import collectives, device
@@ -33,13 +34,15 @@ class Session:
                 print(line, flush=True)
 
 
-def join_job(seed: int, parallel: ParallelConfig) -> None:
-    """Choose the device and join the job; before any group is made.
+def join_job(train: TrainConfig, parallel: ParallelConfig) -> None:
+    """Choose the device, seed it and join the job; before any group is made.
 
     Raises UserError, before any rank waits for another, when the number of ranks does not fit.
     """
     parallel.data_parallel_size(collectives.launched_ranks())
-    device.setup(seed)
+    device.setup(train.seed)
+    if train.npu_deterministic:
+        device.make_deterministic()
     if collectives.launched_ranks() > 1:
         # msrun reports a rank that dies without a word by its process only; the launcher looks the rank up in this line.
         print(f"rank {os.environ.get('RANK_ID')} is process {os.getpid()}", flush=True)

@@ -23,7 +23,7 @@ def run(configs: Configs) -> None:
 
     train, parallel = configs.train, configs.parallel
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
-    join_job(train.seed, parallel)
+    join_job(train, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
     if source is not None:
         configs = resolve(configs, source.model_config, str(source.directory), source.noop_layers)
@@ -47,7 +47,7 @@ def run(configs: Configs) -> None:
         progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
         session.say(loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
         source.close()
-    batches = Batches(objective_of(configs), train, state, progress.consumed_samples)
+    batches = Batches(objective_of(configs, state), train, state, progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "

@@ -7,7 +7,8 @@ from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.batch import Dataset
 from mindspeed_llm.data.samplers import BatchSampler
-from mindspeed_llm.training.objectives.objective import MicroBatch, Objective
+from mindspeed_llm.training.micro_batch import MicroBatch
+from mindspeed_llm.training.objectives.objective import Objective
 
 
 class Batches:
@@ -32,17 +33,20 @@ class Batches:
 
     def training_step(self) -> list[MicroBatch]:
         """The micro-batches of the next optimizer step."""
-        return [next(self._training) for _ in range(self.num_microbatches)]
+        return self._step(self._training)
 
     def validation_step(self) -> list[MicroBatch]:
         """The micro-batches of the next validation iteration."""
-        return [next(self._validation) for _ in range(self.num_microbatches)]
+        return self._step(self._validation)
 
     def prompts(self, count: int, below: int) -> list[list[int]]:
         """The first `count` prompts of validation data that have fewer than `below` tokens; the same on every rank."""
         data = self._validation_data
         prompts = (self.objective.prompt(data[index]) for index in range(len(data)))
         return list(islice((prompt for prompt in prompts if 0 < len(prompt) < below), count))
+
+    def _step(self, stream: Iterator[MicroBatch]) -> list[MicroBatch]:
+        return self.objective.prepared([next(stream) for _ in range(self.num_microbatches)])
 
     def _stream(self, dataset: Dataset, consumed_samples: int) -> Iterator[MicroBatch]:
         sampler = BatchSampler(len(dataset), consumed_samples, self._micro_batch_size, self._dp.rank, self._dp.size)

@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 # Documented without a list of platforms, or on a web page only.
-UNLISTED = {"ms.set_device", "ms.set_seed", "Tensor.add_"}
+UNLISTED = {"ms.set_device", "ms.set_seed", "ms.set_deterministic", "Tensor.add_"}
 
 
 class Recorder:

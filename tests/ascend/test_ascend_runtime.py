@@ -21,6 +21,7 @@ def calls(monkeypatch):
     device.setup()
     noted = []
     emulators = {"ms.set_device": lambda device_target, device_id=None: None,
+                 "ms.set_deterministic": lambda deterministic: None,
                  "ms.runtime.max_memory_allocated": lambda: 3 * 2**20}
     monkeypatch.setattr(device, "ms", Recorder(ms, "ms", emulators, noted))
     monkeypatch.setattr(device, "_state", {"target": None, "resident_after_import": 0})
@@ -32,6 +33,7 @@ def calls(monkeypatch):
 def test_an_npu_is_chosen_and_read(calls):
     assert device.setup(seed=5) == "Ascend" and not device.on_cpu()
     assert device.peak_memory_mb() == 3.0
+    device.make_deterministic()
     assert [arguments for name, arguments in calls if name == "ms.set_device"] == [{"device_target": "Ascend"}]
     assert "ms.runtime.launch_blocking" not in names(calls), "the host runs ahead of an NPU"
     written = called_names(Path(device.__file__), {"ms"}) - {"ms.runtime.launch_blocking"}

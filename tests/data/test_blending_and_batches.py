@@ -115,20 +115,19 @@ def test_build_pretraining_sets(tmp_path):
     write_text(tmp_path / "a", 0, 50)
     write_text(tmp_path / "b", 1000, 50)
     config = DataConfig(data_path=(str(tmp_path / "a"),), split="80,20,0")
-    train, valid, test = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(200, 10, 5),
-                                                instruction=False)
+    train, valid, test = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(200, 10, 5))
     assert (len(train), len(valid), test) == (200, 10, None)
     assert {int(t) for i in range(200) for t in train[i]["tokens"]} == set(range(40))
     assert {int(t) for i in range(10) for t in valid[i]["tokens"]} <= set(range(40, 50))
     config = DataConfig(data_path=(str(tmp_path / "a"),), split="999,1,0")
-    assert len(build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 0, 0), instruction=False)[0]) == 9
+    assert len(build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 0, 0))[0]) == 9
     with pytest.raises(UserError, match="nothing is left for valid"):
-        build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 1, 0), instruction=False)
+        build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 1, 0))
     config = DataConfig(data_path=("0.25", str(tmp_path / "a"), "0.75", str(tmp_path / "b")))
-    train, valid, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(400, 0, 0), instruction=False)
+    train, valid, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(400, 0, 0))
     assert sum(int(train[i]["tokens"][0]) >= 1000 for i in range(400)) == 300 and valid is None
     config = DataConfig(data_path=(str(tmp_path / "a"), str(tmp_path / "b")))
-    train, _, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(40, 0, 0), instruction=False)
+    train, _, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(40, 0, 0))
     assert sum(int(train[i]["tokens"][0]) >= 1000 for i in range(40)) == 20
 
 
@@ -142,9 +141,9 @@ def test_build_instruction_sets(tmp_path, glm_tokenizer):
                 builder.finalize()
     config = DataConfig(data_path=("1", str(tmp_path / "a"), "1", str(tmp_path / "b")), no_pad_to_seq_lengths=True,
                         pad_to_multiple_of=4)
-    train, _, _ = build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), instruction=True,
+    train, _, _ = build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), kind="instruction",
                                          tokenizer=glm_tokenizer)
     assert sorted(int(train[i]["tokens"][0]) for i in range(20)) == [*range(10), *range(100, 110)]
     assert train[0]["tokens"].tolist()[1:] == [5, 6, glm_tokenizer.pad_id]
     with pytest.raises(ValueError, match="pad_id or tokenizer"):
-        build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), instruction=True)
+        build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), kind="instruction")

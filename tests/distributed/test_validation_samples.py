@@ -1,4 +1,8 @@
-"""`--eval-generate` under parallel layouts: samples as from one process, and a training that does not notice."""
+"""`--eval-generate` and `--profile` under parallel layouts: samples as from one process, all ranks in one trace, and a
+training that does not notice.
+"""
+
+import json
 
 import pytest
 
@@ -20,16 +24,26 @@ def run(ranks, tmp_path_factory):
     return lambda world, flags: ranks(world).run("tests.distributed.sample_cases:run", str(folder), flags)
 
 
+def profiled(folder):
+    return (f"--profile --profile-ranks -1 --profile-step-start 2 --profile-step-end 4 --profile-level level1 "
+            f"--profile-save-path {folder}")
+
+
 @pytest.fixture(scope="module")
 def alone(run):
     return run(1, SAMPLES)[0]["samples"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_samples_are_those_of_one_process_and_training_keeps_its_bits(layout, run, alone):
-    shown, silent = run(4, f"{LAYOUTS[layout]} {SAMPLES}"), run(4, LAYOUTS[layout])
+def test_samples_are_those_of_one_process_and_training_keeps_its_bits(layout, run, alone, tmp_path):
+    shown, silent = run(4, f"{LAYOUTS[layout]} {SAMPLES} {profiled(tmp_path)}"), run(4, LAYOUTS[layout])
     assert len(alone) == 6 and len(set(alone)) > 3
     for with_samples, without in zip(shown, silent, strict=True):
         assert with_samples["samples"] == alone and without["samples"] == []
         assert with_samples["losses"] == without["losses"] and len(without["losses"]) == 4
         assert with_samples["final"] == without["final"]
+    events = [event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    for rank in range(4):
+        names = [event["name"] for event in events if event["pid"] == rank]
+        assert names.count("iteration") == 2
+        assert {"forward", "backward", "linear_wgrad", "all_gather", "optimizer step"} < set(names)

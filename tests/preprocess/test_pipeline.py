@@ -138,6 +138,25 @@ def test_pairwise(base, tmp_path, glm_tokenizer, handler, row):
     assert glm_tokenizer.decode([label for label in labels if label >= 0]) == "\nNo"
 
 
+@pytest.mark.parametrize("handler, prompt, answer", [
+    ("AlpacaStylePairwiseHandler", {"instruction": "Hi"}, str),
+    ("SharegptStylePairwiseHandler", {"conversations": [{"from": "human", "value": "Hi"}]},
+     lambda text: {"from": "gpt", "value": text}),
+])
+def test_pairs_that_teach_nothing_are_counted_by_reason(base, tmp_path, caplog, handler, prompt, answer):
+    caplog.set_level("INFO")
+    long = "Paris " * 100
+    answers = [("Hello", "No"), ("Hello", "Hello"), ("", "No"), ("Hello", ""), (long + "yes", long + "no")]
+    rows = [prompt | {"chosen": answer(chosen), "rejected": answer(rejected)} for chosen, rejected in answers]
+    run(dataclasses.replace(base, input=save(tmp_path / "in.json", rows), handler_name=handler, seq_length=64))
+    for reason in ("chosen and rejected answer are equal: 1", "no answer in column 'chosen': 1",
+                   "no answer in column 'rejected': 1", "chosen and rejected answer are equal within --seq-length 64: 1"):
+        assert f"; {reason}" in caplog.text
+    assert "5 rows in" in caplog.text and "4 of them skipped" in caplog.text
+    with pytest.raises(UserError, match=r"in.json: none of the 1 rows gives a sample: chosen and rejected answer are equal"):
+        run(dataclasses.replace(base, input=save(tmp_path / "in.json", rows[1:2]), handler_name=handler))
+
+
 def test_packing_keeps_conversations_whole(base, tmp_path, glm_tokenizer):
     rows = [{"instruction": f"Question {i}", "output": "x" * (i % 17 + 1)} for i in range(60)]
     config = dataclasses.replace(base, input=save(tmp_path / "in.json", rows), seq_length=128,

@@ -1,7 +1,8 @@
 import pytest
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.tasks.quickstart.logs import read_accuracy, read_iterations, read_times
+from mindspeed_llm.report.logs import read_run
+from mindspeed_llm.tasks.quickstart.logs import read_accuracy, read_times
 from mindspeed_llm.tasks.quickstart.report import check_accuracy, collect, summary_lines, write_report
 
 
@@ -33,17 +34,17 @@ def _collect(logs, **changes):
 
 
 def test_iterations(logs):
-    found = read_iterations(logs / "pretrain.log")
+    found = read_run(logs / "pretrain.log").iterations
     assert [line.number for line in found] == [1, 2, 3]
     assert [line.loss for line in found] == [5.0, 3.0, 1.0]
-    assert found[0].milliseconds == 1234.5 and found[0].tokens_per_second == 5012.3
-    assert read_iterations(logs / "tune.log")[0].tokens_per_second is None
+    assert found[0].seconds == 1.2345 and found[0].tokens_per_second == 5012.3
+    assert read_run(logs / "tune.log").iterations[0].tokens_per_second is None
 
 
 def test_resumed_log_counts_the_later_line(logs):
     with open(logs / "pretrain.log", "a") as file:
         file.write(_line(2, 3, 2.5) + _line(3, 3, 0.5))
-    assert [line.loss for line in read_iterations(logs / "pretrain.log")] == [5.0, 2.5, 0.5]
+    assert [line.loss for line in read_run(logs / "pretrain.log").iterations] == [5.0, 2.5, 0.5]
 
 
 def test_last_accuracy_is_the_total(logs):

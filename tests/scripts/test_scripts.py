@@ -27,6 +27,7 @@ class Recorder:
             tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
                             'echo "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
+                            'echo "${MINDSPEED_LLM_API_KEY:-}" >"$RECORD.key"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')
             tool.chmod(0o755)
@@ -142,6 +143,18 @@ def test_inference_scripts(recorder, script, variable):
     assert configs.checkpoint.load == "weights"
     if configs.evaluation is not None:
         assert (configs.evaluation.task, configs.evaluation.task_data_path) == ("mmlu", "./mmlu/test/")
+
+
+def test_serving_script(recorder):
+    """The key goes where no list of processes shows it."""
+    configs, launcher = recorder.configs("serve_glm4_9b_ms.sh", "--drain-seconds", "5", API_KEY="k3y", PORT=9000)
+    assert after(launcher, "--worker_num") == "2" and configs.inference.task == ("serve",)
+    serve = configs.serve
+    assert (serve.host, serve.port, serve.served_model_name, serve.drain_seconds) == ("127.0.0.1", 9000, "glm4-9b", 5)
+    assert serve.api_key is None and (recorder.folder / "record.key").read_text() == "k3y\n"
+    assert "k3y" not in (recorder.folder / "record").read_text()
+    recorder.configs("serve_glm4_9b_ms.sh")
+    assert (recorder.folder / "record.key").read_text() == "\n"
 
 
 def test_conversion_scripts(recorder):

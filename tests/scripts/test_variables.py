@@ -16,10 +16,11 @@ WITH_DEFAULT = re.compile(r"\$\{(\w+):?[-=]")   # ${NAME-...}, ${NAME:-...}
 ASSIGNMENT = re.compile(r"([A-Z_]+)=\$\{\1:?-.*\}\s*(#.*)?")
 # A value that no script has by default, and what shows it in the command line; the value itself if nothing is said.
 VALUES = {"MASTER_PORT": "7654", "NNODES": "3", "NODE_RANK": "2", "NPUS_PER_NODE": "12", "TP": "3", "PP": "6",
-          "CP": "5", "WORKERS": "17", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU"}
+          "CP": "5", "WORKERS": "17", "PORT": "8765", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU"}
 SHOWN_AS = {"NNODES": "--worker_num 36", "NODE_RANK": "--node_rank 2", "NPUS_PER_NODE": "--local_worker_num 12",
             "MODEL": "--hidden-size 128", "TP": "parallel-size 3", "PP": "parallel-size 6",
-            "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None}
+            "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None,
+            "API_KEY": None}
 
 
 def top(script: str) -> list[str]:

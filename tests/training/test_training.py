@@ -57,6 +57,21 @@ def test_loss_falls_and_lines_keep_their_form(train, tmp_path, capsys):
     assert any(path.stat().st_size > 0 for path in (tmp_path / "tb").iterdir())
 
 
+@pytest.mark.full   # ten seconds to import and start wandb
+def test_weights_and_biases_record_stays_here(train, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train("--train-iters", 2, "--wandb-project", "tiny", "--wandb-exp-name", "first", "--wandb-save-dir", tmp_path)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = folder.glob("run-*.wandb")
+    assert all(word in record.read_bytes() for word in (b"tiny", b"first", b"lm loss", b"tokens-per-second"))
+
+
+def test_weights_and_biases_are_an_extra(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install -r requirements-wandb.txt"):
+        train("--wandb-project", "tiny")
+
+
 def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train("--save", straight)

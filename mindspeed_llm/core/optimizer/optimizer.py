@@ -20,6 +20,7 @@ from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, UNDER_WAY
 from mindspeed_llm.runtime.collectives import finish, start_all_gather
 from mindspeed_llm.runtime.memory import FlatBuffer
+from mindspeed_llm.runtime.trace import traced
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Optimizer:
         for chunk in self.chunks:
             chunk.parameters.drop_grads()
 
+    @traced("optimizer", "optimizer step")
     def step(self, lr: float, grad_scale: float) -> StepResult:
         """Reduce the gradients over all replicas and update the parameters.
 

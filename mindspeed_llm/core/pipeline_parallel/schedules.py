@@ -9,6 +9,7 @@ from mindspeed_llm.core.pipeline_parallel.order import Task, plans
 from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.collectives import Group
+from mindspeed_llm.runtime.trace import span
 
 
 def forward_backward(programs: list[StageProgram], microbatches: int, pp: Group, loss_grad: Tensor) -> list[Tensor]:
@@ -66,7 +67,9 @@ def _run(run, programs: list[StageProgram], microbatches: int, pp: Group, *, tra
     mail = Mail(plan, programs, pp)
     for clock, task in plan.tasks:
         mail.post(clock)
-        result = run(task, None if task.producer(stages) is None else mail.take(task))
+        received = None if task.producer(stages) is None else mail.take(task)
+        with span("forward" if task.forward else "backward", "pass", stage=task.stage, microbatch=task.microbatch):
+            result = run(task, received)
         if task.consumer(stages) is not None:
             mail.put(task, result)
     mail.close()

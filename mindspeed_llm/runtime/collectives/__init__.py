@@ -15,6 +15,7 @@ from types import ModuleType
 from mindspore import Tensor
 
 from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime.trace import traced
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def new_group(name: str, ranks: tuple[int, ...]) -> Group:
     return _groups[ranks]
 
 
+@traced("communication")
 def all_reduce(tensor: Tensor, group: Group, op: str = "sum") -> Tensor:
     """Sum (or `max`) of every rank's tensor, on every rank. Same shape and dtype; on CPU the sum of bf16/fp16
     is taken in fp32.
@@ -86,31 +88,37 @@ def all_reduce(tensor: Tensor, group: Group, op: str = "sum") -> Tensor:
     return tensor if group.size == 1 else group.engine.all_reduce(tensor, group, op)
 
 
+@traced("communication")
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
     """`(n, ...)` of every rank, joined along axis 0 in rank order: `(size * n, ...)`."""
     return tensor if group.size == 1 else group.engine.all_gather(tensor, group)
 
 
+@traced("communication")
 def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
     """Sum over ranks of `(size * n, ...)`, of which rank r keeps rows r*n to (r+1)*n."""
     return tensor if group.size == 1 else group.engine.reduce_scatter(tensor, group)
 
 
+@traced("communication")
 def start_all_reduce(tensor: Tensor, group: Group):
     """`all_reduce` (sum) that may go on while the caller computes; returns a handle for `finish`."""
     return (tensor, None) if group.size == 1 else group.engine.start_all_reduce(tensor, group)
 
 
+@traced("communication")
 def start_all_gather(tensor: Tensor, group: Group):
     """`all_gather` that may go on while the caller computes; returns a handle for `finish`."""
     return (tensor, None) if group.size == 1 else group.engine.start_all_gather(tensor, group)
 
 
+@traced("communication")
 def start_reduce_scatter(tensor: Tensor, group: Group):
     """`reduce_scatter` that may go on while the caller computes; returns a handle for `finish`."""
     return (tensor, None) if group.size == 1 else group.engine.start_reduce_scatter(tensor, group)
 
 
+@traced("communication")
 def finish(handle) -> Tensor:
     """The result of a `start_...`, complete."""
     result, work = handle
@@ -119,16 +127,19 @@ def finish(handle) -> Tensor:
     return result
 
 
+@traced("communication")
 def broadcast(tensor: Tensor, group: Group, source: int = 0) -> Tensor:
     """The tensor of group member `source`, on every rank; the others' tensors give shape and dtype."""
     return tensor if group.size == 1 else group.engine.broadcast(tensor, group, source)
 
 
+@traced("communication")
 def all_to_all(parts: list[Tensor], group: Group) -> list[Tensor]:
     """Send `parts[r]` to member r; returns what each member sent here, in rank order. Parts have equal shapes."""
     return parts if group.size == 1 else group.engine.all_to_all(parts, group)
 
 
+@traced("communication")
 def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[int, ...], object, int]],
                    group: Group):
     """Start point-to-point messages: `sends` are (tensor, member), `receives` are (shape, dtype, member).
@@ -139,12 +150,14 @@ def start_exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[tuple[i
     return group.engine, group.engine.start_exchange(sends, receives, group)
 
 
+@traced("communication")
 def finish_exchange(handle) -> list[Tensor]:
     """Wait for the messages of `start_exchange`; returns the received tensors in the order asked for."""
     engine, messages = handle
     return engine.finish_exchange(messages)
 
 
+@traced("communication")
 def barrier() -> None:
     """Wait for all ranks."""
     if world().size > 1:

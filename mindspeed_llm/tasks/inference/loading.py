@@ -51,7 +51,7 @@ def load(configs: Configs) -> Loaded:
     The model's shape and rotary base come from the checkpoint's metadata. Raises UserError or FileNotFoundError when
     there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
     """
-    join_job(configs.train.seed, configs.parallel)
+    join_job(configs.train, configs.parallel)
     checkpoint = require_checkpoint(configs.checkpoint.load)
     configs = _with_checkpoint(configs, checkpoint)
     data, dtype = configs.data, configs.train.params_dtype

@@ -117,8 +117,14 @@ class PairwiseHandler(Handler):
 
     def encode(self, row: dict) -> tuple[list[int], ...]:
         messages, chosen, rejected, system, tools = self.pair(row)
+        for name, answer in (("chosen", chosen), ("rejected", rejected)):
+            if not answer.content:
+                raise SkipRow(f"no answer in column {name!r}")
         better, worse = self.template.encode_pair(self.tokenizer, messages, chosen, rejected, system, tools,
                                                   self.config.seq_length)
+        if better == worse:
+            raise SkipRow("chosen and rejected answer are equal" + (
+                "" if chosen == rejected else f" within --seq-length {self.config.seq_length}"))
         return (*better, *worse)
 
 
@@ -129,7 +135,7 @@ class AlpacaStylePairwiseHandler(PairwiseHandler):
 
     def pair(self, row: dict) -> tuple[list[Message], Message, Message, str, str]:
         messages, system = _alpaca_prompt(row)
-        answers = [Message("assistant", _answer(row, key)) for key in ("chosen", "rejected")]
+        answers = [Message("assistant", _text(row, key)) for key in ("chosen", "rejected")]
         return messages, *answers, system, _text(row, "tools")
 
 

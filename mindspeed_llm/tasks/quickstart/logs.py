@@ -1,26 +1,13 @@
-"""Reads numbers back out of the jobs' logs: the lines that users' tools parse too."""
+"""Reads numbers back out of the logs of evaluation, and the jobs' times."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.report.logs import read_log
 
-_ITERATION = re.compile(r"iteration\s+(?P<iteration>\d+)/\s*(?P<total>\d+) \|.*?"
-                        r"elapsed time per iteration \(ms\): (?P<ms>[\d.]+) \|.*?"
-                        r"lm loss: (?P<loss>\S+) \|")
-_TOKENS = re.compile(r"tokens/s: ([\d.]+)")
 _ACCURACY = re.compile(r"mmlu acc = (\d+)/(\d+)=")
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration line: number (from 1), loss in nats per token, milliseconds, tokens per second if given."""
-
-    number: int
-    loss: float
-    milliseconds: float
-    tokens_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -34,35 +21,6 @@ class Accuracy:
     def share(self) -> float:
         """Right answers per question."""
         return self.right / self.questions
-
-
-def read_log(path: str | Path) -> str:
-    """A log's text; bytes that are no UTF-8 become U+FFFD. Raises FileNotFoundError naming the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the job that writes this log has not run")
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def read_iterations(path: str | Path) -> list[Iteration]:
-    """The iteration lines of a training log in ascending order.
-
-    A resumed job writes into the same log: of an iteration that occurs twice the later line counts.
-
-    Raises:
-        UserError: when the log has none.
-    """
-    found: dict[int, Iteration] = {}
-    for line in read_log(path).splitlines():
-        match = _ITERATION.search(line)
-        if match:
-            speed = _TOKENS.search(line)
-            number = int(match["iteration"])
-            found[number] = Iteration(number, float(match["loss"]), float(match["ms"]),
-                                      float(speed[1]) if speed else None)
-    if not found:
-        raise UserError(f"{path} has no iteration lines: the training job did not get that far; read the log's end")
-    return [found[number] for number in sorted(found)]
 
 
 def read_accuracy(path: str | Path) -> Accuracy:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mindspeed_llm.checkpoint.files import write_text
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.tasks.quickstart.logs import (Accuracy, Iteration, read_accuracy, read_iterations, read_log,
-                                                 read_times)
+from mindspeed_llm.report.logs import Iteration, read_log, read_run
+from mindspeed_llm.tasks.quickstart.logs import Accuracy, read_accuracy, read_times
 
 LOSS_PICTURE = "loss.png"
 REPORT = "report.md"
@@ -35,7 +35,7 @@ class Results:
 def collect(pretrain_log: Path, tune_log: Path, before_log: Path, after_log: Path, times: Path,
             generate_log: Path | None = None) -> Results:
     """Reads the logs. Raises FileNotFoundError or UserError naming the log that is missing or incomplete."""
-    return Results(read_iterations(pretrain_log), read_iterations(tune_log), read_accuracy(before_log),
+    return Results(read_run(pretrain_log).iterations, read_run(tune_log).iterations, read_accuracy(before_log),
                    read_accuracy(after_log), read_times(times),
                    read_samples(generate_log) if generate_log is not None else [])
 
