@@ -17,8 +17,8 @@ import numpy as np
 from train_step import BENCH, ROOT, alternate, compared, peer_model, read_inputs, side_options, step_options
 
 
-def ours(data, options):
-    """Returns the function that decodes: greedy ids `(tokens, batch)`."""
+def our_generator(data, dtype):
+    """A generator over the weights in `data`."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm import kernels
     from mindspeed_llm.checkpoint.dtypes import cast
@@ -27,16 +27,21 @@ def ours(data, options):
     from mindspeed_llm.core import parallel_state
     from mindspeed_llm.core.gpt_model import GPTModel
     from mindspeed_llm.generation.generator import Generator
-    from mindspeed_llm.generation.sampling import greedy
     from mindspeed_llm.runtime import device
     device.setup()
-    kernels.setup(options.dtype)
+    kernels.setup(dtype)
     model, parallel = ModelConfig(**BENCH), ParallelConfig()
     state = parallel_state.build(model, parallel)
-    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
+    chunk = GPTModel(model, parallel, state, device.dtype(dtype), trainable=False)
     for name in chunk.parameters.specs:
-        chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
-    generator = Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+        chunk.parameters.load(name, cast(data[name], "fp32", dtype))
+    return Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+
+
+def ours(data, options):
+    """Returns the function that decodes: greedy ids `(tokens, batch)`."""
+    generator = our_generator(data, options.dtype)
+    from mindspeed_llm.generation.sampling import greedy
     caches, start = generator.prefill(data["ids"].tolist())
 
     def decode():

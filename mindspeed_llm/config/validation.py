@@ -201,6 +201,8 @@ def _check_inference(configs: Configs) -> None:
         if value and set(inference.task) == {"chat"}:
             raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
                             "it out")
+    if inference.history_turns is not None and "chat" not in inference.task:
+        raise UserError(f"--history-turns ({inference.history_turns}) is of --task chat: add that, or leave it out")
     if inference.system_prompt and inference.no_chat_template:
         raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
                         "text into the prompt")

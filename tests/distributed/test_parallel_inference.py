@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.generation.recorded_generation import rows
 from tests.inference.tiny_job import QUESTIONS, write_job
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
@@ -62,3 +63,14 @@ def test_mmlu_equals_one_process(results, case):
         # logits of up to 2 in fp32, summed in another order: measured 2.5e-6
         np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=2e-5)
         assert found["predictions"] == expected["predictions"]
+
+
+@pytest.mark.parametrize(("tp", "pp", "prompts", "beam_prompts"), [
+    (2, 2, 8, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
+def test_answers_are_hugging_faces(ranks, tp, pp, prompts, beam_prompts):
+    """The engine tells rank 0, a beam search every rank: those of all stages, and of a data-parallel replica."""
+    found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts)
+    for name in ("greedy", "penalized"):
+        assert found[0][name] == rows(name)[:prompts]
+    for name in ("beams", "penalized_beams"):
+        assert [one[name] for one in found] == [rows(name)[:4 * beam_prompts]] * 4

@@ -56,6 +56,8 @@ def load(configs: Configs) -> Loaded:
     configs = _with_checkpoint(configs, checkpoint)
     data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
+    for name in configs.inference.add_eos_token if configs.inference else ():
+        tokenizer.add_stop(name)
     if tokenizer.vocab_size > configs.model.padded_vocab_size:
         raise UserError(f"the tokenizer {data.tokenizer_name_or_path} has {tokenizer.vocab_size} ids, but the model of "
                         f"{checkpoint.directory} only {configs.model.padded_vocab_size}: give the model's own "
