@@ -21,6 +21,7 @@ own before the system prompt, where training joins both in one turn. It also tak
 several queries or several answers (tool calls) in a row.
 """
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -290,15 +291,18 @@ def get_template(name: str | None) -> Template:
 def _fill(tokenizer: Tokenizer, form: str, content: str) -> list[int]:
     """Ids of a format with its text put in. Marks are read in the format only, never in the content."""
     ids: list[int] = []
-    text = ""
-    for part in re.split(r"(<\|\w+\|>)", form):
+    for part in _split_form(form):
         if part.startswith("<|"):
-            ids += tokenizer.encode(text) if text else []
             ids.append(tokenizer.special(part))
-            text = ""
         else:
-            text += part.replace("{content}", content)
-    return ids + (tokenizer.encode(text) if text else [])
+            ids += tokenizer.encode(part.replace("{content}", content))
+    return ids
+
+
+@functools.cache
+def _split_form(form: str) -> list[str]:
+    """The marks of a format and the texts between them, none empty."""
+    return [part for part in re.split(r"(<\|\w+\|>)", form) if part]
 
 
 def _without_thoughts(message: Message) -> Message:

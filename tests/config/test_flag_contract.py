@@ -132,6 +132,11 @@ EFFECTS = [
        "AlpacaStylePairwiseHandler", "SharegptStylePairwiseHandler")],
     ("preprocess", "--seq-length 64 --pack", {"data.seq_length": 64, "data.pack": True}),
     ("preprocess", "--append-eod", {"data.append_eod": True}),
+    ("preprocess", """--map-keys '{"prompt":"q","query":""}'""", {"data.map_keys": {"prompt": "q", "query": ""}}),
+    ("pretrain", "--reset-attention-mask", {"data.reset_attention_mask": True}),
+    ("preprocess", "--max-bad-rows 3", {"data.max_bad_rows": 3}),
+    ("preprocess", "--n-subs 4", {"data.n_subs": 4}),
+    ("preprocess", "--report", {"data.report": True}),
     *[("convert", f"--model-type-hf {name}", {"convert.model_type_hf": name}) for name in ("chatglm3", "glm", "glm4")],
     ("convert", "--model-type GPT --use-mcore-models", {}),
     ("convert", "--load-model-type mg --save-model-type hf --hf-dir h",
@@ -194,7 +199,7 @@ WITHOUT_EFFECT = [
     "--no-create-attention-mask-in-dataloader", "--distributed-backend nccl", "--distributed-backend hccl",
     "--ckpt-format torch", "--ai-framework mindspore", "--use-fused-rotary-pos-emb",
     "--variable-seq-lengths", "--use-cp-send-recv-overlap", "--enable-thinking", "--enable-thinking true",
-    "--tokenizer-not-use-fast",
+    "--tokenizer-not-use-fast", "--streaming", "--neat-pack", "--reset-position-ids",
 ]
 
 # Flags whose effect has a test of its own below.

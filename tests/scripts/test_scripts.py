@@ -170,9 +170,11 @@ def test_data_scripts(recorder):
     text, _ = recorder.configs("data_convert_glm4_pretrain.sh", INPUT="in.parquet", OUTPUT_PREFIX="out/x")
     assert (text.data.input, text.data.output_prefix, text.data.append_eod) == ("in.parquet", "out/x", True)
     assert (recorder.folder / "out").is_dir()
-    tune, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack")
-    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack) == (
-        "AlpacaStyleInstructionHandler", "glm4", True)
+    tune, _ = recorder.configs("data_convert_glm4_tune.sh")
+    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack, tune.data.append_eod) == (
+        "AlpacaStyleInstructionHandler", "glm4", True, True)
+    loose, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack=false")
+    assert not loose.data.pack
 
 
 def test_threads_are_shared_among_ranks(recorder):

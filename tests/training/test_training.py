@@ -116,9 +116,9 @@ def test_bf16_resumes_from_masters(train, tmp_path):
 
 
 def test_validation_loss_is_reported(train, capsys):
-    train("--eval-iters", 2, "--eval-interval", 3, "--split", "90,10,0")
+    train("--train-iters", 20, "--eval-iters", 2, "--eval-interval", 10, "--split", "90,10,0")
     lines = re.findall(r"validation loss at iteration (\d+) \| lm loss value: (\S+) \|", capsys.readouterr().out)
-    assert [number for number, _ in lines] == ["3", "6"]
+    assert [number for number, _ in lines] == ["10", "20"]
     assert float(lines[1][1]) < float(lines[0][1])
 
 
@@ -143,6 +143,20 @@ def test_validation_shows_what_the_model_says(train, tmp_path, capsys, monkeypat
     assert losses(shown) == losses(silent) and "validation sample" not in silent
     first, second = weights(tmp_path / "shown"), weights(tmp_path / "silent")
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_documents_do_not_see_each_other(train, tmp_path, capsys):
+    """--reset-attention-mask: the loss of two documents in a sample is that of one document a sample."""
+    rng = np.random.default_rng(5)
+    write_documents(tmp_path / "d", [rng.integers(0, 256, 16) for _ in range(9)])
+    step = ("--data-path", tmp_path / "d", "--train-iters", 1, "--init-method-std", 0.5)
+    found = []
+    for flags in (("--reset-attention-mask", "--reset-position-ids"), (),
+                  ("--seq-length", 16, "--global-batch-size", 8)):
+        train(*step, *flags)
+        found += losses(capsys.readouterr().out)
+    together, seeing, apart = found
+    assert abs(together - apart) < 2e-6 * apart and abs(seeing - apart) > 1e-3 * apart
 
 
 def write_instruction_rows(prefix):
