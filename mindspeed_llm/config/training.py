@@ -212,6 +212,9 @@ class InferenceConfig:
         "(negative ones multiplied); 1.0: no penalty"))
     num_beams: int = option(4, Flag(
         kind.integer(1), INFERENCE, "beams of beam_search and beam_search_with_sampling"))
+    hf_chat_template: bool = option(False, Flag(
+        kind.switch(), INFERENCE, "write conversations with the Jinja template in the tokenizer's directory "
+        "(chat_template.jinja, or tokenizer_config.json) instead of the one of --prompt-type"))
     add_eos_token: tuple[str, ...] = option((), Flag(
         kind.words(), INFERENCE, "more tokens that end an answer, by their text", default="none"))
     history_turns: int | None = option(None, Flag(

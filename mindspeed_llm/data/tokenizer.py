@@ -77,10 +77,10 @@ class Tokenizer:
 
     def add_stop(self, name: str) -> None:
         """Let generation end at one more token, too. Raises UserError for a text that is no single token."""
-        token_id = self.special_tokens.get(name, self._backend.token_to_id(name))
-        ids = [token_id] if token_id is not None else self.encode(name)
+        ids = [self.special_tokens[name]] if name in self.special_tokens else self.encode(name)
         if len(ids) != 1:
-            raise UserError(f"--add-eos-token {name} is no token of this tokenizer, but {len(ids)}: give the text of one")
+            raise UserError(f"--add-eos-token {name} is no token of this tokenizer, but {len(ids)}: give the text of "
+                            "one")
         if ids[0] not in self.stop_ids:
             self.stop_ids = [*self.stop_ids, ids[0]]
 

@@ -168,6 +168,7 @@ EFFECTS = [
     ("inference", "--top-p 0.9", {"inference.top_p": 0.9}),
     ("inference", "--num-beams 2", {"inference.num_beams": 2}),
     ("inference", "--task beam_search_with_sampling", {"inference.task": ("beam_search_with_sampling",)}),
+    ("inference", "--hf-chat-template", {"inference.hf_chat_template": True}),
     ("inference", "--task chat --history-turns 3", {"inference.history_turns": 3}),
     ("inference", "--add-eos-token '<|user|>' end", {"inference.add_eos_token": ("<|user|>", "end")}),
     ("inference", "--no-chat-template", {"inference.no_chat_template": True}),

@@ -84,13 +84,19 @@ def test_system_prompt_comes_first(loaded):
         assert prompter.conversation(turns) == [*tokenizer.bos_prefix, *system, *plain.conversation(turns)[prefix:]]
 
 
-def test_job_takes_the_system_prompt(folder, monkeypatch):
+def test_job_takes_the_system_prompt_and_the_tokenizers_own_template(folder, monkeypatch):
     seen = []
     monkeypatch.setattr("mindspeed_llm.tasks.inference.job.Job.generate", lambda job, task: seen.append(job._prompts))
-    for flags in ((), ("--system-prompt", "A B")):
+    template = folder / "tokenizer" / "chat_template.jinja"
+    template.write_text("[gMASK]<sop>{{ messages[0].content }}<|user|>{{ messages[1].content }}")
+    for flags in ((), ("--system-prompt", "A B"), ("--system-prompt", "A B", "--hf-chat-template")):
         run(configs("inference", folder, "--prompt", "A. one", *flags))
-    ((plain,), (told,)) = seen
+    template.unlink()
+    ((plain,), (told,), (own,)) = seen
     assert len(told) > len(plain) and told[-5:] == plain[-5:]
+    tokenizer = load(configs("inference", folder)).tokenizer
+    assert own == [*tokenizer.bos_prefix, *tokenizer.encode("A B"), tokenizer.special("<|user|>"),
+                   *tokenizer.encode("A. one")]
 
 
 def test_conversation_continues_from_its_cache(loaded):
