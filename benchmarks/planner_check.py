@@ -27,6 +27,7 @@ MODEL = ("--group-query-attention --num-query-groups 2 --kv-channels 64 --add-qk
          "--micro-batch-size 1").split()
 WIDE = "--num-layers 4 --hidden-size 1024 --ffn-hidden-size 3072 --num-attention-heads 16 --padded-vocab-size 8192"
 DEEP = "--num-layers 8 --hidden-size 512 --ffn-hidden-size 1536 --num-attention-heads 8 --padded-vocab-size 4096"
+LORA = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2"
 FULL = "--recompute-granularity full --recompute-method"
 
 # name: (ranks, sequence length, flags)
@@ -37,6 +38,8 @@ SETTINGS = {
     "deep-bf16": (1, 2048, f"{DEEP} --bf16 --global-batch-size 2 --micro-batch-size 2"),
     "uniform": (1, 2048, f"{DEEP} {FULL} uniform --recompute-num-layers 1 --global-batch-size 2"),
     "block": (1, 2048, f"{DEEP} {FULL} block --recompute-num-layers 4 --global-batch-size 1"),
+    "lora-fp32": (1, 2048, f"{DEEP} {LORA} --global-batch-size 1"),
+    "lora-bf16-uniform": (1, 2048, f"{DEEP} {LORA} --bf16 {FULL} uniform --recompute-num-layers 1 --global-batch-size 2"),
     "tp2": (2, 2048, f"{DEEP} --tensor-model-parallel-size 2 --sequence-parallel --global-batch-size 1"),
     "tp2-plain": (2, 1024, f"{WIDE} --bf16 --tensor-model-parallel-size 2 --global-batch-size 1"),
     "pp2": (2, 1024, f"{DEEP} --pipeline-model-parallel-size 2 --global-batch-size 4"),

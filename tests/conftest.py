@@ -11,7 +11,8 @@ from tests.distributed.pool import RankPool
 
 TEXT = "What is the capital of France? The capital is Paris. 你好，世界！ Weather in Paris: sunny and warm, 21 degrees.\n"
 # Files whose tests use the fixture `ranks`: tests/run.sh gives them to one of its processes.
-ON_RANKS = ("tests/distributed/test_behaviour.py", "tests/distributed/test_half_precision.py",
+ON_RANKS = ("tests/distributed/test_adapters.py", "tests/distributed/test_behaviour.py",
+            "tests/distributed/test_half_precision.py",
             "tests/distributed/test_layer_parity.py", "tests/distributed/test_parallel_inference.py",
             "tests/distributed/test_parity.py", "tests/distributed/test_pool.py",
             "tests/distributed/test_preference_parity.py", "tests/distributed/test_validation_samples.py", "tests/runtime/test_shared_memory.py",

@@ -1,20 +1,23 @@
 """Reading a checkpoint under any parallel split: every tensor is put together from the files that hold parts of it."""
 
 import functools
+import hashlib
 import json
 import math
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
-from mindspeed_llm.checkpoint.completeness import check_complete, entry_boxes
+from mindspeed_llm.checkpoint.completeness import check_complete, entry_boxes, stored_adapters
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, StoredTensor, cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
 
@@ -50,7 +53,7 @@ class Checkpoint:
 
     `model_config`, `iteration`, `consumed_samples`, `weights_only`, `rng`, `extra` are as saved; `parallel` is the
     dictionary of sizes, `layers` and `noop_layers` it was saved with; `has_optimizer` says whether optimizer state is
-    there.
+    there, `lora` which adapters, `adapters_only` whether nothing else is.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
@@ -64,6 +67,8 @@ class Checkpoint:
             self.parallel: dict = self._metadata["parallel"]
             self.rng: dict = self._metadata["rng"]
             self.extra: dict = self._metadata["extra"]
+            self.lora: LoraConfig | None = stored_adapters(self._metadata)
+            self.adapters_only: bool = self._metadata.get("adapters_only", False)
             self._held: dict[tuple[str, str], list[tuple[str, str, dict]]] = defaultdict(list)
             for relative, entry in self._metadata["files"].items():
                 for key, tensor in entry["tensors"].items():
@@ -94,6 +99,12 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Hexadecimal digest of these weights by their checksums; another parallel layout has another one."""
+        weights = sorted([name, relative, tensor["dtype"], tensor["global_shape"], tensor["crc32"]]
+                         for name in names for relative, _, tensor in self._holders(name, "weight"))
+        return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Global names of all weights."""

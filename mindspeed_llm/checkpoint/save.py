@@ -27,6 +27,7 @@ from mindspeed_llm.checkpoint.dtypes import SAFETENSORS_DTYPES, LazyTensor, Stor
 from mindspeed_llm.checkpoint.files import sync_directory, write_text
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
@@ -37,7 +38,10 @@ Entries = dict[str, dict]
 
 @dataclass(frozen=True)
 class SaveInfo:
-    """What a checkpoint says about itself beside its tensors. `rng` and `extra` are JSON-ready dictionaries."""
+    """What a checkpoint says about itself beside its tensors. `rng` and `extra` are JSON-ready dictionaries.
+
+    `lora` are the adapters that it holds; with `adapters_only` nothing else.
+    """
 
     model: ModelConfig
     parallel: ParallelConfig
@@ -45,6 +49,8 @@ class SaveInfo:
     consumed_samples: int = 0
     weights_only: bool = False
     data_parallel_size: int = 1
+    lora: LoraConfig | None = None
+    adapters_only: bool = False
     rng: dict = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
 
@@ -203,6 +209,7 @@ def _metadata(info: SaveInfo, entries: Entries) -> dict:
             "noop_layers": list(parallel.noop_layers),
             "layers": [[list(chunk) for chunk in stage] for stage in parallel.stage_layers(info.model)],
         },
+        **({} if info.lora is None else {"adapters": info.lora.to_dict(), "adapters_only": info.adapters_only}),
         "rng": info.rng,
         "extra": info.extra,
         "files": dict(sorted(entries.items())),

@@ -14,9 +14,9 @@ from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
 from mindspeed_llm.config.validation import check, check_given, notes_on
 
 PARTS = {"convert": ("convert",), "preprocess": ("data",),
-         "pretrain": ("parallel", "optimizer", "train", "data", "preference", "checkpoint", "profile"),
-         "inference": ("parallel", "train", "data", "checkpoint", "inference", "serve"),
-         "evaluation": ("parallel", "train", "data", "checkpoint", "evaluation")}
+         "pretrain": ("parallel", "optimizer", "lora", "train", "data", "preference", "checkpoint", "profile"),
+         "inference": ("parallel", "lora", "train", "data", "checkpoint", "inference", "serve"),
+         "evaluation": ("parallel", "lora", "train", "data", "checkpoint", "evaluation")}
 
 
 def parse(entrypoint: str, argv: list[str], vocab_size_of: VocabSize | None = None) -> Configs:

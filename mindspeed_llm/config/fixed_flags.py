@@ -35,6 +35,7 @@ FIXED_FLAGS = (
     _ignored("--no-gradient-accumulation-fusion", _KERNELS),
     _ignored("--no-create-attention-mask-in-dataloader", "a causal mask is never built"),
     _ignored("--variable-seq-lengths", "every stage knows how long a micro-batch is: they may always differ"),
+    _ignored("--lora-fusion", "an adapter is always computed within its layer's operation, between the same communication"),
     _ignored("--use-cp-send-recv-overlap", "ring attention always sends while it computes"),
     _ignored("--enable-thinking", "no prompt template here has a thinking part"),
     _ignored("--streaming", "preprocessing always reads a few rows at a time"),

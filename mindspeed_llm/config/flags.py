@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields, replace
 
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.fixed_flags import FIXED_FLAGS
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
@@ -22,11 +23,12 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
            "inference": "inference.py", "evaluation": "evaluation.py"}
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
-           "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig, "preference": PreferenceConfig,
-           "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig, "evaluation": EvaluationConfig}
+           "lora": LoraConfig, "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig,
+           "preference": PreferenceConfig, "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig,
+           "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "profile": "profiling", "preference": "preference tuning", "convert": "conversion",
-           "inference": "generation", "serve": "serving"}
+_TITLES = {"train": "training", "lora": "low-rank adapters", "profile": "profiling", "preference": "preference tuning",
+           "convert": "conversion", "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:

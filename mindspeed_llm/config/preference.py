@@ -26,7 +26,11 @@ class PreferenceConfig:
     pref_ftx: float = option(0.0, Flag(
         kind.number(low=0.0), TRAIN, "weight of the mean cross entropy of the chosen answers, added to the loss"))
     ref_model: str | None = option(None, Flag(
-        kind.path(), TRAIN, "checkpoint directory of the reference model, which stays as it is"))
+        kind.path(), TRAIN, "checkpoint directory of the reference model, which stays as it is",
+        default="with adapters their base, --load; else required"))
+    precompute_ref: bool = option(False, Flag(
+        kind.switch(), TRAIN, "before training compute what the reference model says of all pairs, keep it beside the "
+        "data, and train without that model in memory"))
 
     @property
     def needs_reference(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mindspeed_llm.config import flag_kinds as kind
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, PREPROCESS, RUN, TRAIN, Flag, option
+from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, MODEL, PREPROCESS, RUN, TRAIN, Flag, option
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,14 @@ class CheckpointConfig:
 
     load: str | None = option(None, Flag(
         kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+    lora_load: str | None = option(None, Flag(
+        kind.path(), MODEL, "checkpoint directory with adapters, whose base is --load; training goes on where they were "
+        "saved (with --finetune: starts at iteration 0). In a conversion: adapters to merge, to write as PEFT does "
+        "(--save-lora-to-hf), or for hf -> mg a PEFT directory to convert",
+        fields=("checkpoint.lora_load", "convert.lora_load")))
+    lora_ckpt_filter: bool = option(False, Flag(
+        kind.switch(), TRAIN, "checkpoints of --save hold the adapters and their optimizer state only; without it the "
+        "frozen base too"))
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
@@ -179,6 +187,10 @@ class ConvertConfig:
         kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
     target_pipeline_parallel_size: int = option(1, Flag(
         kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
+    save_lora_to_hf: bool = option(False, Flag(
+        kind.switch(), CONVERT, "for mg -> hf: write the adapters of --lora-load as a PEFT adapter directory instead of "
+        "merging them"))
+    lora_load: str | None = None
     num_layer_list: tuple[int, ...] | None = None
     noop_layers: tuple[int, ...] = ()
     stated_model: dict[str, Any] = field(default_factory=dict)

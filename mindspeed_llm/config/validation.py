@@ -30,6 +30,8 @@ def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
 def check(configs: Configs) -> None:
     """Raise UserError at the first combination that cannot work."""
     _CHECKS[configs.entrypoint](configs)
+    if configs.lora is not None:
+        _check_lora(configs)
     if configs.parallel is not None:
         _check_overlap(configs.parallel)
         _check_recompute(configs.parallel)
@@ -68,7 +70,8 @@ def _preference_notes(configs: Configs) -> list[str]:
         ignored = {field.name: "only --stage dpo has it" for field in fields(preference)}
     else:
         kind = preference.dpo_loss_type
-        ignored = {} if preference.needs_reference else {"ref_model": f"--dpo-loss-type {kind} has no reference model"}
+        ignored = {} if preference.needs_reference else dict.fromkeys(
+            ("ref_model", "precompute_ref"), f"--dpo-loss-type {kind} has no reference model")
         ignored |= {} if kind == "sigmoid" else {"dpo_label_smoothing": f"--dpo-loss-type {kind} has none"}
         ignored |= {} if kind == "simpo" else {"gamma_beta_ratio": f"--dpo-loss-type {kind} has no target margin"}
         ignored |= {"is_instruction_dataset": "--stage dpo reads pairs"}
@@ -131,6 +134,8 @@ def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
+    if convert.save_lora_to_hf and convert.save_model_type != "hf":
+        raise UserError("--save-lora-to-hf needs --load-model-type mg --save-model-type hf")
     if convert.load_model_type == convert.save_model_type:
         raise UserError(f"--load-model-type and --save-model-type are both {convert.load_model_type}: use hf and mg, "
                         "or mg and hf (an mcore checkpoint loads under any other parallel sizes as it is)")
@@ -169,8 +174,12 @@ def _check_stage(configs: Configs) -> None:
                         "--is-pairwise-dataset: pairs of answers are for --stage dpo"
                         + (f", not for --stage {stage}" if stage else "") + ": change the stage, or leave the flag out")
     if stage == "dpo" and preference.needs_reference:
-        _require(preference.ref_model, "--ref-model", f"--dpo-loss-type {preference.dpo_loss_type} compares with a "
-                 "reference model, usually the checkpoint of --load")
+        place, lora = configs.checkpoint, configs.lora
+        base = place.load if lora is not None and (lora.target_modules or place.lora_load) else None
+        if base is None:
+            _require(preference.ref_model, "--ref-model", f"--dpo-loss-type {preference.dpo_loss_type} compares with a "
+                     "reference model, usually the checkpoint of --load (with adapters, --lora-target-modules or "
+                     "--lora-load, that is the reference as it is)")
 
 
 def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
@@ -182,6 +191,19 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
         raise UserError(f"--eval-generate ({train.eval_generate}) needs validation data: give them a share in --split "
                         f"({data.split}), such as 98,2,0")
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
+
+
+def _check_lora(configs: Configs) -> None:
+    place = configs.checkpoint
+    if place.lora_load and not place.load:
+        raise UserError(f"--lora-load ({place.lora_load}) needs --load: the checkpoint of the model that the adapters are of")
+    if configs.lora.target_modules or place.lora_load:
+        return
+    for name, flag in (("r", "--lora-r"), ("alpha", "--lora-alpha"), ("dropout", "--lora-dropout"),
+                       ("lora_ckpt_filter", "--lora-ckpt-filter")):
+        if name in configs.explicit:
+            raise UserError(f"{flag} is given, but no adapters are: add --lora-target-modules (new ones) or --lora-load "
+                            "(saved ones)")
 
 
 def _check_profile(profile: ProfileConfig) -> None:

@@ -9,6 +9,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ULYSSES, ParallelConfig
 from mindspeed_llm.core.context_parallel.partition import local_part, local_positions
@@ -19,6 +20,7 @@ from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import ChunkParts
 from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLayer
+from mindspeed_llm.core.transformer.lora import ADAPTERS_ON, AdapterUse
 from mindspeed_llm.core.transformer.rotary_embedding import RotaryEmbedding
 from mindspeed_llm.runtime import autograd
 
@@ -30,30 +32,33 @@ class GPTModel:
     """One chunk of the model: `layers` (global numbers), with the embedding if `first` and the output layer if `last`.
 
     With context parallelism the inputs, labels and activations of a rank are its part of the sequence: see
-    `local_part`. `trainable`: all parameters, none (inference), or those that it chooses. `parameters`: those of another
-    chunk of the same place, to be shared with it.
+    `local_part`. `lora`: the model has these adapters. `trainable`: all parameters (of a model with adapters: theirs),
+    none (inference), or those that it chooses. `parameters`: those of another chunk of the same place, to be shared with
+    it.
     """
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, dtype: mstype.Type,
-                 virtual_stage: int = 0, *, trainable: bool | Choice = True, multiple_of: int = 1,
-                 parameters: ParameterSet | None = None) -> None:
+                 virtual_stage: int = 0, *, lora: LoraConfig | None = None, trainable: bool | Choice = True,
+                 multiple_of: int = 1, parameters: ParameterSet | None = None) -> None:
         chunks = parallel.stage_layers(model)[state.pp.rank]
-        self.model, self.parallel, self.state = model, parallel, state
+        self.model, self.parallel, self.state, self.lora = model, parallel, state, lora
         self.first = state.is_first_stage and virtual_stage == 0
         self.last = state.is_last_stage and virtual_stage == len(chunks) - 1
-        self.parts = ChunkParts(model, chunks[virtual_stage], first=self.first, last=self.last)
-        specs = [replace(spec, trainable=trainable(spec) if callable(trainable) else trainable)
+        self.parts = ChunkParts(model, chunks[virtual_stage], first=self.first, last=self.last, lora=lora)
+        specs = [replace(spec, trainable=trainable(spec) if callable(trainable) else trainable and spec.trainable)
                  for spec in self.parts.specs()]
         self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype,
                                                      multiple_of=multiple_of)
         self.parts.bind(self.parameters.tensors, state)
-        self._frozen_start = self.first and callable(trainable) and not trainable(specs[0])
+        self._frozen_start = self.first and trainable is not False and not specs[0].trainable
         self.rotary = RotaryEmbedding(model)
 
-    def training_context(self, seq_length: int, cu_seqlens: Tensor | None = None) -> ForwardContext:
+    def training_context(self, seq_length: int, cu_seqlens: Tensor | None = None,
+                         adapters: AdapterUse = ADAPTERS_ON) -> ForwardContext:
         """Context of a training pass over a whole sequence of `seq_length`, packed if `cu_seqlens` is given.
 
-        Both describe the whole sequence also where context parallelism cuts it.
+        Both describe the whole sequence also where context parallelism cuts it. With ADAPTERS_OFF the pass is one of the
+        model without its adapters.
         """
         group, algorithm = self.state.cp, self.parallel.context_parallel_algo
         scale = 1 / math.sqrt(self.model.kv_channels)
@@ -69,8 +74,8 @@ class GPTModel:
             return attend(q, k, v, scale, group, cu_seqlens)
 
         if self.parallel.recompute_granularity == "selective":
-            return ForwardContext(cos, sin, lambda _, q, k, v: autograd.recompute(core_attention, q, k, v))
-        return ForwardContext(cos, sin, lambda _, q, k, v: core_attention(q, k, v))
+            return ForwardContext(cos, sin, lambda _, q, k, v: autograd.recompute(core_attention, q, k, v), adapters)
+        return ForwardContext(cos, sin, lambda _, q, k, v: core_attention(q, k, v), adapters)
 
     def local_part(self, array: np.ndarray) -> np.ndarray:
         """This context-parallel rank's rows of a whole sequence's `(S, ...)`: ids, labels, loss weights."""

@@ -118,14 +118,17 @@ class ParameterSet:
             raise ValueError(f"{name}: expected {stop - start} elements, got shape {array.shape}")
         self.buffer.store(start, Tensor.from_numpy(np.ascontiguousarray(array).reshape(-1)))
 
-    def initialize(self, model: ModelConfig, seed: int) -> None:
-        """Draw all parameters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1.
+    def initialize(self, model: ModelConfig, seed: int, *, adapters_only: bool = False) -> None:
+        """Draw all parameters, or those of adapters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1; the first
+        matrix of an adapter uniform up to 1/sqrt(inputs), the second 0.
 
         The draw depends on the seed, the global name and the global position only, so that any parallel layout starts
         from the same model.
         """
         dtype = numpy_dtype(self.dtype)
         for name, spec in self.specs.items():
+            if adapters_only and not spec.adapter:
+                continue
             self.load(name, _initial_shard(spec, self.tp_rank, self.tp_size, model, seed).astype(dtype))
 
 
@@ -144,22 +147,27 @@ def _padded_shapes(contents: list[list[TensorSpec]], rank: int, size: int,
 def _initial_shard(spec: TensorSpec, rank: int, size: int, model: ModelConfig, seed: int) -> np.ndarray:
     if spec.init in ("zeros", "ones"):
         return np.full(spec.local_shape(rank, size), float(spec.init == "ones"), np.float32)
-    std = model.init_method_std / (np.sqrt(2 * model.num_layers) if spec.init == "scaled_normal" else 1.0)
+    if spec.init == "fan_in":
+        factor = 1 / np.sqrt(spec.shape[1])
+    else:
+        factor = model.init_method_std / (np.sqrt(2 * model.num_layers) if spec.init == "scaled_normal" else 1.0)
     segments = spec.segments(rank, size)
     if spec.partition_dim != 1:
-        return np.concatenate([_rows(spec, seed, start, stop) for start, stop in segments]) * np.float32(std)
+        return np.concatenate([_rows(spec, seed, start, stop) for start, stop in segments]) * np.float32(factor)
     whole = _rows(spec, seed, 0, spec.shape[0])
-    return np.concatenate([whole[:, start:stop] for start, stop in segments], axis=1) * np.float32(std)
+    return np.concatenate([whole[:, start:stop] for start, stop in segments], axis=1) * np.float32(factor)
 
 
 def _rows(spec: TensorSpec, seed: int, start: int, stop: int) -> np.ndarray:
-    """Rows start to stop of the whole tensor's standard normal draw."""
+    """Rows start to stop of the whole tensor's draw: standard normal, or uniform in -1..1 for "fan_in"."""
     blocks = []
     for block in range(start // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)):
         first = block * _BLOCK_ROWS
         count = min(_BLOCK_ROWS, spec.shape[0] - first)
         key = hashlib.sha256(f"{seed}/{spec.name}/{block}".encode()).digest()
         draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-        rows = draw.standard_normal((count, *spec.shape[1:]), dtype=np.float32)
+        shape = (count, *spec.shape[1:])
+        rows = (2 * draw.random(shape, dtype=np.float32) - 1 if spec.init == "fan_in"
+                else draw.standard_normal(shape, dtype=np.float32))
         blocks.append(rows[max(start - first, 0):stop - first])
     return np.concatenate(blocks)

@@ -53,7 +53,7 @@ class TensorSpec:
     `layer` is its global layer number, or None for embedding, final norm and output layer. `partition_dim` is the
     dimension that tensor parallelism cuts, with `cut` (None: every rank holds all of it). `decay` says whether weight
     decay applies, `shared` what a rank has in common with others. Of a parameter that is not `trainable` there is neither
-    gradient nor optimizer state.
+    gradient nor optimizer state. `adapter`: it is not of the model but of a low-rank adapter.
     """
 
     name: str
@@ -61,10 +61,11 @@ class TensorSpec:
     layer: int | None
     partition_dim: int | None
     decay: bool
-    init: str  # "normal" | "scaled_normal" | "zeros" | "ones"
+    init: str  # "normal" | "scaled_normal" | "fan_in" | "zeros" | "ones"
     cut: Cut | None = None
     shared: Shared | None = None
     trainable: bool = True
+    adapter: bool = False
 
     @property
     def late(self) -> bool:

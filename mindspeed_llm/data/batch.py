@@ -47,6 +47,11 @@ def collate(samples: Sequence[dict[str, np.ndarray]], pad_id: int = 0) -> dict[s
     return batch
 
 
+def parts_of(dataset: Dataset) -> list[GPTDataset | InstructionDataset | PairwiseDataset]:
+    """The data sets of which a mixture takes samples, or the one that a data set is."""
+    return dataset.datasets if isinstance(dataset, BlendedDataset) else [dataset]
+
+
 def parse_split(split: str, count: int) -> list[tuple[int, int] | None]:
     """`--split 98,1,1` to the (first, last) ranges of `count` documents for train, valid, test; None for a weight of 0.
 

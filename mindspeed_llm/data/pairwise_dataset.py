@@ -17,12 +17,16 @@ logger = logging.getLogger(__name__)
 class PairedRows:
     """The four documents `<prefix>_packed_{chosen,rejected}_{input_ids,labels}_document`, read side by side.
 
+    Attributes:
+        reference: fp32[rows, 2], log-probabilities of the chosen and the rejected answers under a reference model, or None.
+
     Raises:
         FileNotFoundError, UserError: the data are no pairs, a file is missing or damaged, or they differ in their rows.
     """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
+        self.reference: np.ndarray | None = None
         first = Path(f"{prefix}_packed_{FIELDS[0]}_document.idx")
         if not first.is_file():
             raise UserError(f"--data-path {prefix} is not pairwise: {first} does not exist; make pairs with "
@@ -68,12 +72,21 @@ class PairwiseDataset:
 
         Returns:
             `chosen_tokens`, `chosen_labels` int64[L] and `rejected_tokens`, `rejected_labels` int64[M]: labels[i] belongs
-            after tokens[i] and is -100 outside the answer.
+            after tokens[i] and is -100 outside the answer. If the rows have it, also `reference` fp32[2].
 
         Raises:
             UserError: nothing is left of an answer within `seq_length`.
         """
         row = int(self._order[index])
+        sample = self.pair(row)
+        return sample if self.rows.reference is None else {**sample, "reference": self.rows.reference[row]}
+
+    def used_rows(self) -> np.ndarray:
+        """Numbers of the rows that occur, in ascending order."""
+        return np.unique(self._order)
+
+    def pair(self, row: int) -> dict[str, np.ndarray]:
+        """A pair by the number of its row, without what a reference model says of it."""
         sample = {}
         for answer in ANSWERS:
             ids, labels = (np.asarray(part, np.int64) for part in self.rows.row(row, answer))

@@ -28,6 +28,7 @@ GLM4_SPECIAL_TOKENS = (
 )
 GLM4_PREFIX = ("[gMASK]", "<sop>")
 TOKENIZER_KINDS = ("PretrainedFromHF",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:

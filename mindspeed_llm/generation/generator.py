@@ -161,7 +161,8 @@ def _for_single_tokens(chunk: GPTModel, number: int) -> GPTModel:
     """
     parallel = replace(chunk.parallel, sequence_parallel=False, recompute_granularity=None)
     state = replace(chunk.state, sequence_parallel=False)
-    return GPTModel(chunk.model, parallel, state, chunk.parameters.dtype, number, parameters=chunk.parameters)
+    return GPTModel(chunk.model, parallel, state, chunk.parameters.dtype, number, lora=chunk.lora,
+                    parameters=chunk.parameters)
 
 
 def plan_passes(caches: Sequence[Cache], ids: Sequence[Sequence[int]], limit: int) -> list[Pass]:

@@ -14,7 +14,7 @@ from mindspore.common._grad_function import _Function
 from mindspore.graph.api import _pynative_executor
 
 __all__ = ["Function", "accumulate_grad", "backward", "drop_grad", "enable", "grad_of", "leaf", "no_grad",
-           "recompute", "settle_grad"]
+           "recompute", "settle_grad", "wants_grad"]
 
 
 class Function(_Function):
@@ -77,7 +77,7 @@ def accumulate_grad(parameter: Tensor, add: Callable[[Tensor | None, bool], Tens
     A frozen parameter has no `main_grad` and wants no gradient: `add` is called only if what it returns is `needed`, as
     `add(None, False)`.
     """
-    if not hasattr(parameter, "main_grad"):
+    if not wants_grad(parameter):
         return add(None, False) if needed else None
     result = add(parameter.main_grad, not _dropped(parameter))
     parameter.main_grad_dropped = False
@@ -85,6 +85,11 @@ def accumulate_grad(parameter: Tensor, add: Callable[[Tensor | None, bool], Tens
     if ready is not None:
         ready()
     return result
+
+
+def wants_grad(parameter: Tensor) -> bool:
+    """Whether gradients of a parameter are accumulated: not those of a frozen one."""
+    return hasattr(parameter, "main_grad")
 
 
 def drop_grad(parameter: Tensor) -> None:

@@ -1,15 +1,42 @@
 """A checkpoint's weights into the chunks of a model."""
 
+import math
+
 from mindspeed_llm.checkpoint import Checkpoint
+from mindspeed_llm.config import lora, shape
+from mindspeed_llm.config.configs import Configs
+from mindspeed_llm.config.lora import LoraConfig
+from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.structure import model_specs
 
 
-def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str) -> None:
-    """Fill the chunks' parameters from a checkpoint saved under any parallel layout, cast to `params_dtype`."""
+def resolve(configs: Configs, base: Checkpoint | None, adapters: Checkpoint | None) -> Configs:
+    """`configs` for a run from the checkpoint `base`, with its model's shape and the adapters of `find_adapters`.
+
+    Raises UserError when the command line contradicts either.
+    """
+    place = configs.checkpoint
+    configs = lora.resolve(configs, adapters and adapters.lora, place.lora_load or place.load)
+    described = adapters or base    # adapters know how the model was changed for them: its rotary base
+    if described is None:
+        return configs
+    return shape.resolve(configs, described.model_config, str(described.directory), described.noop_layers)
+
+
+def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str,
+                 adapters: Checkpoint | None = None) -> None:
+    """Fill the chunks' parameters from checkpoints saved under any parallel layout, cast to `params_dtype`.
+
+    `adapters` holds those of low-rank adapters; None leaves them as they are.
+    """
     for chunk in chunks:
         parameters = chunk.parameters
         for name, spec in parameters.specs.items():
-            parameters.load(name, source.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
+            holder = adapters if spec.adapter else source
+            if holder is None:
+                continue
+            parameters.load(name, holder.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
 
 
 def loaded_line(load_dir: str, saved: int, start: int) -> str:
@@ -19,3 +46,10 @@ def loaded_line(load_dir: str, saved: int, start: int) -> str:
     """
     line = f"successfully loaded checkpoint from {load_dir} at iteration {start}"
     return line if start == saved else f"{line} (weights of iteration {saved})"
+
+
+def parameters_line(model: ModelConfig, noop_layers: tuple[int, ...], adapters: LoraConfig) -> str:
+    """How many parameters of a model with adapters are trained, in the form of PEFT's line."""
+    sizes = [(spec.trainable, math.prod(spec.shape)) for spec in model_specs(model, noop_layers, adapters)]
+    trained, total = sum(size for trainable, size in sizes if trainable), sum(size for _, size in sizes)
+    return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"

@@ -8,12 +8,12 @@ def run(configs: Configs) -> None:
 
     Raises UserError for what the user can put right: sizes that do not fit, missing or contradicting checkpoints and data.
     """
-    from mindspeed_llm.config.shape import resolve
+    from mindspeed_llm.checkpoint import find_adapters
     from mindspeed_llm.core.gpt_model import GPTModel
     from mindspeed_llm.core.optimizer.optimizer import Optimizer
     from mindspeed_llm.runtime import collectives, device
     from mindspeed_llm.session import join_job, start_session
-    from mindspeed_llm.session.weights import load_weights, loaded_line
+    from mindspeed_llm.session.weights import load_weights, loaded_line, parameters_line, resolve
     from mindspeed_llm.training import checkpointing
     from mindspeed_llm.training.batches import Batches
     from mindspeed_llm.training.loop import Trainer
@@ -25,29 +25,36 @@ def run(configs: Configs) -> None:
     train.num_microbatches(parallel.data_parallel_size(collectives.launched_ranks()))
     join_job(train, parallel)
     source, notes = checkpointing.find(configs.checkpoint)
-    if source is not None:
-        configs = resolve(configs, source.model_config, str(source.directory), source.noop_layers)
-        configs = checkpointing.restore_seed(configs, source)
-        train = configs.train
+    adapters = find_adapters(configs.checkpoint.lora_load, source, f"--load {configs.checkpoint.load}")
+    configs = resolve(configs, source, adapters)
+    resumed = source if configs.lora is None else adapters
+    configs = checkpointing.restore_seed(configs, resumed)
+    train = configs.train
     session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = session.state
+    batches = Batches(objective_of(configs, state), train, state)
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
-                       multiple_of=state.dp_cp.size) for virtual in range(stages)]
-    if source is None:
+                       lora=configs.lora, multiple_of=state.dp_cp.size) for virtual in range(stages)]
+    if configs.lora is not None:
+        session.say(parameters_line(configs.model, parallel.noop_layers, configs.lora))
+    if source is None or configs.lora is not None and adapters is None:
         for chunk in chunks:
-            chunk.parameters.initialize(configs.model, train.seed)
-    else:
-        load_weights(chunks, source, train.params_dtype)
+            chunk.parameters.initialize(configs.model, train.seed, adapters_only=source is not None)
+    if source is not None:
+        load_weights(chunks, source, train.params_dtype, adapters)
     optimizer = Optimizer(chunks, configs.optimizer, state, parallel.use_distributed_optimizer)
     scale = LossScale(train.params_dtype, configs.optimizer.initial_loss_scale)
     if source is None:
         progress = checkpointing.Progress()
     else:
-        progress = checkpointing.load_training_state(source, configs.checkpoint, optimizer, scale)
-        session.say(loaded_line(configs.checkpoint.load, source.iteration, progress.iteration))
-        source.close()
-    batches = Batches(objective_of(configs, state), train, state, progress.consumed_samples)
+        progress = checkpointing.load_training_state(resumed, configs.checkpoint, optimizer, scale)
+        loaded = resumed or source
+        session.say(loaded_line(configs.checkpoint.lora_load or configs.checkpoint.load, loaded.iteration,
+                                progress.iteration))
+        for opened in {source, loaded}:
+            opened.close()
+    batches.go_on_after(progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "

@@ -51,13 +51,13 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
                   f"stop now and {name}"]
 
 
-def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
+def restore_seed(configs: Configs, source: Checkpoint | None) -> Configs:
     """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order.
 
     With --no-load-rng, and where training starts at iteration 0, the seed stays that of the command line. Raises UserError
     for a --seed that contradicts the checkpoint's.
     """
-    if source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
+    if source is None or source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
         return configs
     stored, asked = source.rng["seed"], configs.train.seed
     if stored == asked:
@@ -69,13 +69,14 @@ def restore_seed(configs: Configs, source: Checkpoint) -> Configs:
                    notes=[*configs.notes, f"seed {stored} of {source.directory}: the data go on in its order"])
 
 
-def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:
+def load_training_state(source: Checkpoint | None, config: CheckpointConfig, optimizer: Optimizer, scale: LossScale) -> Progress:
     """Take up a training checkpoint: optimizer state, loss scale, progress, as far as the flags ask for it.
 
-    A weights-only checkpoint, or `--finetune`, starts at iteration 0 with a fresh optimizer.
+    Without one, with a weights-only checkpoint, or under `--finetune`, training starts at iteration 0 with a fresh
+    optimizer.
     """
     optimizer.reset_masters()
-    if source.weights_only or config.finetune:
+    if source is None or source.weights_only or config.finetune:
         return Progress()
     if not config.no_load_optim:
         if not source.has_optimizer:
@@ -94,8 +95,10 @@ def load_training_state(source: Checkpoint, config: CheckpointConfig, optimizer:
 
 
 def save(directory: str, progress: Progress, model: ModelConfig, parallel: ParallelConfig, optimizer: Optimizer,
-         scale: LossScale, state: ParallelState, params_dtype: str, seed: int, *, with_optimizer: bool) -> None:
+         scale: LossScale, state: ParallelState, params_dtype: str, seed: int, *, with_optimizer: bool, adapters_only: bool) -> None:
     """Write a checkpoint together with all ranks; a kill at any instant leaves the previous one loadable.
+
+    `adapters_only` leaves out the frozen base of a model with adapters.
 
     Without shared storage (`--no-shared-storage`) every node keeps the files of its own ranks under the same metadata.
     """
@@ -112,7 +115,8 @@ def save(directory: str, progress: Progress, model: ModelConfig, parallel: Paral
     if writes:
         entries |= checkpoint.write_model_file(staging, [
             (spec, stored(chunk.parameters[name].asnumpy(), params_dtype))
-            for chunk in optimizer.chunks for name, spec in chunk.parameters.specs.items()], **place)
+            for chunk in optimizer.chunks for name, spec in chunk.parameters.specs.items()
+            if spec.adapter or not adapters_only], **place)
     if with_optimizer and (optimizer.distributed or writes):
         entries |= checkpoint.write_optimizer_file(staging, [
             OptimizerShard(chunk_state.chunk.parameters.specs[piece.name], piece.start, piece.stop,
@@ -124,7 +128,8 @@ def save(directory: str, progress: Progress, model: ModelConfig, parallel: Paral
     if leads:
         checkpoint.commit_save(directory, SaveInfo(
             model, parallel, progress.iteration, progress.consumed_samples, weights_only=False,
-            data_parallel_size=state.dp.size, rng={"seed": seed},
+            data_parallel_size=state.dp.size, lora=optimizer.chunks[0].lora, adapters_only=adapters_only,
+            rng={"seed": seed},
             extra={"optimizer_steps": optimizer.step_count, "loss_scale": scale.state()}), everyones)
     collectives.barrier()
     if state.world.rank == 0:

@@ -100,10 +100,10 @@ class Trainer:
         """
         with span("read data", "data"):
             micro_batches = self.batches.training_step()
+        passes = self._passes(micro_batches, f"{self.configs.train.seed}/{self.progress.iteration}")
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        passes = self._passes(micro_batches)
         losses = forward_backward(passes.programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
@@ -113,9 +113,10 @@ class Trainer:
         flops = self.throughput.flops(micro_batches) if self.throughput is not None else 0.0
         return StepOutcome(loss, metrics, result, tokens, flops)
 
-    def _passes(self, micro_batches: list[MicroBatch]) -> LossPasses:
+    def _passes(self, micro_batches: list[MicroBatch], dropout_key: str | None = None) -> LossPasses:
         objective = self.batches.objective
-        return LossPasses(objective.loss, objective.metrics, self.chunks, micro_batches)
+        return LossPasses(objective.loss, objective.metrics, self.chunks, objective.prepared(micro_batches, self.chunks),
+                          dropout_key)
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)
@@ -168,7 +169,7 @@ class Trainer:
         if config.save and self.progress.iteration > last_saved:
             checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
                                self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim)
+                               with_optimizer=not config.no_save_optim, adapters_only=config.lora_ckpt_filter)
         return self.progress.iteration
 
 

@@ -8,6 +8,9 @@ from mindspore import Tensor
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.runtime.memory import from_numpy
 
+Sample = dict[str, np.ndarray]
+"""An entry of a data set."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:

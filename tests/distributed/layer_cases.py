@@ -162,7 +162,8 @@ def as_rows(x: Tensor) -> Tensor:
 BLOCKS = {
     "attention": lambda chunk, x: chunk.parts.layers[0].self_attention(
         as_rows(x), chunk.training_context(LENGTH)).reshape(x.shape),
-    "mlp": lambda chunk, x: chunk.parts.layers[0].mlp(as_rows(x)).reshape(x.shape),
+    "mlp": lambda chunk, x: chunk.parts.layers[0].mlp(
+        as_rows(x), chunk.training_context(LENGTH)).reshape(x.shape),
     "layer": lambda chunk, x: kernels.add(*chunk.parts.layers[0](
         as_rows(x), None, chunk.training_context(LENGTH))).reshape(x.shape),
     "head": lambda chunk, x: chunk.token_losses(x, Tensor(tokens("labels"))),

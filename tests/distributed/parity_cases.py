@@ -1,6 +1,7 @@
 """Cases of a RankPool: rows of the parity tables, with and without planted bugs, and the records they are held to."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,21 +25,24 @@ BUG_STEPS = 2  # of AdamW with a planted bug
 
 @dataclass(frozen=True)
 class Variant:
-    """A record that golden.npz is not: changes of the model, of the batch, and options that the single process
-    needs.
+    """A record that golden.npz is not: where it starts, changes of the model, of the batch, and options that the single
+    process needs.
     """
 
+    of: Callable[[], Golden] = Golden
     model: dict = field(default_factory=dict)
     batch: dict = field(default_factory=dict)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+PACKED = {"cu_seqlens": np.array([0, 3, 7, 13, 16], np.int32)}
 VARIANTS = {
-    "tied": Variant({"untie_embeddings_and_output_weights": False}),
-    "post_norm": Variant({"post_norm": True}),
-    "deep": Variant({"num_layers": 8}),
-    "noop": Variant({"num_layers": 8}, parallel=ParallelConfig(noop_layers=(2, 3, 6))),
-    "packed": Variant(batch={"cu_seqlens": np.array([0, 3, 7, 13, 16], np.int32)}),
+    "tied": Variant(model={"untie_embeddings_and_output_weights": False}),
+    "post_norm": Variant(model={"post_norm": True}),
+    "deep": Variant(model={"num_layers": 8}),
+    "noop": Variant(model={"num_layers": 8}, parallel=ParallelConfig(noop_layers=(2, 3, 6))),
+    "packed": Variant(batch=PACKED),
+    "lora_packed": Variant(Golden.of_lora, batch=PACKED),
     "lengths": Variant(batch={"lengths": np.array([16, 8, 12, 4])}),
 }
 
@@ -47,6 +51,8 @@ def record_of(row: Row, folder: Path) -> Golden:
     """The record of a row: golden.npz, one of a family, or one that `write_records` made."""
     if row.record in LAYOUTS:
         return Golden.of_family(row.record, row.parallel.noop_layers)
+    if row.record == "lora":
+        return Golden.of_lora()
     return Golden() if row.record == "golden" else Golden(folder / f"{row.record}.npz")
 
 
@@ -55,8 +61,9 @@ def write_records(folder: str) -> None:
 
     That one process equals Hugging Face on the golden model is tests/core/test_golden.py's subject.
     """
-    golden, folder = Golden(), Path(folder)
+    folder = Path(folder)
     for name, variant in VARIANTS.items():
+        golden = variant.of()
         model = replace(golden.model, **variant.model)
         trial = Trial(golden.with_changes(model, **variant.batch), variant.parallel)
         whole = trial.chunks[0].parameters
@@ -65,10 +72,10 @@ def write_records(folder: str) -> None:
         record = {f"weight/{key}": tensor.asnumpy().copy() for key, tensor in whole.tensors.items()}
         trial.forward_backward()
         record |= {f"grad/{key}": tensor.main_grad.asnumpy() * trial.grad_scale
-                   for key, tensor in whole.tensors.items()}
+                   for key, tensor in whole.trainable.items()}
         trial.golden = golden.with_changes(model, **record)
         losses, norms = trial.adamw(10)
-        np.savez(folder / f"{name}.npz", **record, **variant.batch, adamw_losses=np.array(losses),
+        np.savez(folder / f"{name}.npz", **record, **{key: golden[key] for key in ("adapters",) if key in golden}, **variant.batch, adamw_losses=np.array(losses),
                  adamw_grad_norms=np.array(norms), ids=golden["ids"], labels=golden["labels"],
                  shape=np.array(json.dumps(model.to_dict())))
 
@@ -80,10 +87,12 @@ def write_half_record(dtype: str, folder: str) -> None:
 
 
 def _shake_vectors(whole: ParameterSet) -> None:
-    """Move biases and norm weights away from 0 and 1, where several mistakes would not show."""
+    """Move biases, norm weights and the second matrices of adapters away from 0 and 1, where several mistakes would not
+    show.
+    """
     noise = np.random.default_rng(5)
     for name, tensor in whole.tensors.items():
-        if tensor.ndim == 1:
+        if tensor.ndim == 1 or name.endswith("lora_B.weight"):
             whole.load(name, tensor.asnumpy() + noise.normal(0, 0.2, tensor.shape).astype(np.float32))
 
 

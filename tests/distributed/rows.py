@@ -122,6 +122,25 @@ FAMILY_ROWS = [
     combine("qwen3_tp2_cp2_selective", 4, 2, record="qwen3", tp=2, cp=2, **_SELECTIVE),
 ]
 
+# Low-rank adapters, held to PEFT's numbers; and packed ones.
+LORA_ROWS = [
+    combine("lora_tp2_sp_uniform_recompute", 2, record="lora", tp=2, sp=True, **_UNIFORM),
+    combine("lora_pp2_virtual", 2, record="lora", pp=2, **_VIRTUAL),
+    combine("lora_cp2_zero_packed", 2, 2, record="lora_packed", cp=2, zero=True),
+    combine("lora_tp2_pp2", 4, record="lora", tp=2, pp=2),
+    combine("lora_tp4_sp", 4, 4, record="lora", tp=4, sp=True),
+    combine("lora_tp2_dp2_sp_overlap_zero", 4, 2, record="lora", tp=2, sp=True, **_OVERLAP_ALL),
+]
+MORE_LORA_ROWS = [
+    combine("lora_tp2", 2, record="lora", tp=2),
+    combine("lora_pp2", 2, record="lora", pp=2),
+    combine("lora_cp2", 2, 2, record="lora", cp=2),
+    combine("lora_dp2_zero", 2, record="lora", zero=True),
+    combine("lora_cp2_ulysses_selective", 2, 2, record="lora", cp=2, **_ULYSSES, **_SELECTIVE),
+    combine("lora_tp2_cp2_sp_block_recompute", 4, 2, record="lora", tp=2, cp=2, sp=True, **_BLOCK),
+    combine("lora_pp2_dp2_virtual_overlap_zero", 4, record="lora", pp=2, **_VIRTUAL, **_OVERLAP_ALL),
+]
+
 SHORT_STEPS = 3  # of AdamW in a row of the default table
 LONG_RUNS = ("tp2_sp", "cp2_ulysses", "pp2_virtual", "dp2_overlap_zero_tied", "tp2_pp2_sp")
 

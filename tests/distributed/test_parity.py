@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.conftest import CASES
 from tests.distributed.covering import PAIRWISE
 from tests.distributed.planted import PLANTED, PLANTED_WORLD
-from tests.distributed.rows import FAMILY_ROWS, LONG_RUNS, ROWS, SHORT_STEPS
+from tests.distributed.rows import FAMILY_ROWS, LONG_RUNS, LORA_ROWS, MORE_LORA_ROWS, ROWS, SHORT_STEPS
 
 TOLERANCE = 2e-5
 LONG_STEPS = 10
@@ -36,6 +36,17 @@ def test_pairs(row, ranks, records):
 @pytest.mark.parametrize("row", FAMILY_ROWS, ids=_ids)
 def test_other_families(row, ranks, records):
     _check(row, SHORT_STEPS, ranks, records)
+
+
+@pytest.mark.parametrize("row", LORA_ROWS, ids=_ids)
+def test_low_rank_adapters(row, ranks, records):
+    _check(row, SHORT_STEPS, ranks, records)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", LORA_ROWS + MORE_LORA_ROWS, ids=_ids)
+def test_more_of_low_rank_adapters(row, ranks, records):
+    _check(row, LONG_STEPS, ranks, records)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in LONG_RUNS], ids=_ids)

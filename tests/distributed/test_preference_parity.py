@@ -1,8 +1,9 @@
 """Preference tuning under parallel layouts: losses, what is reported and gradients are PyTorch's of make_dpo.py."""
 
+import numpy as np
 import pytest
 
-from tests.distributed.preference_cases import BUGS
+from tests.distributed.preference_cases import BUGS, write_job
 from tests.golden.preference_trial import CASES
 
 TOLERANCE = 2e-5
@@ -30,6 +31,24 @@ def test_losses_metrics_and_gradients(layout, ranks):
     assert tuple(worst) == CASES
     for case, found in worst.items():
         assert max(found.values()) < TOLERANCE, (case, found)
+
+
+def test_a_run_with_precomputed_reference_is_that_of_one_process(ranks, tmp_path):
+    """Every rank knows what the replicas computed, also of the last group, which does not come out even."""
+    folders = [tmp_path / name for name in ("one", "four")]
+    for folder in folders:
+        folder.mkdir()
+        write_job(folder)
+    case, flags = "tests.distributed.preference_cases:whole_run", "--precompute-ref"
+    (one,) = ranks(1).run(case, str(folders[0]), flags)
+    four = ranks(4).run(case, str(folders[1]), flags + " --pipeline-model-parallel-size 2 --use-distributed-optimizer")
+    (plain,) = ranks(1).run(case, str(folders[0]), "")
+    assert len(one["logps"]) == 26 and len(one["losses"]) == 6
+    for run in (*four, plain):
+        np.testing.assert_allclose(run["losses"], one["losses"], rtol=1e-4)
+        np.testing.assert_allclose(run["logps"] or one["logps"], one["logps"], rtol=1e-5)
+        for got, expected in zip(run["metrics"][1:], one["metrics"][1:], strict=True):
+            np.testing.assert_allclose([*got.values()], [*expected.values()], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -12,7 +12,7 @@ from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.pairwise_dataset import ANSWERS
-from mindspeed_llm.training.objectives.objective import Sample
+from mindspeed_llm.training.micro_batch import Sample
 from mindspeed_llm.training.objectives.preference import Preference
 from mindspeed_llm.training.reference import ReferenceModel
 from tests.golden.reference import Golden

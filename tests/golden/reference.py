@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.families import find_layout
@@ -16,7 +17,7 @@ from mindspeed_llm.families.weight_map import mapped_tensors
 class Golden:
     """A record: model shape, `ids` and `labels (B, S)`, `weight/<name>`, `grad/<name>`, `loss`, `adamw_losses`,
     `adamw_grad_norms`, all of the whole model. Optional: `lengths (B)` of the rows, `cu_seqlens` of packed segments in
-    every row. Default: Hugging Face's numbers, see make_golden.py.
+    every row. Default: Hugging Face's numbers, see make_golden.py. `lora`: the adapters that the model has, or None.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -24,6 +25,16 @@ class Golden:
             self._data = dict(stored)
         self._data.setdefault("lengths", np.full(len(self._data["ids"]), self._data["ids"].shape[1]))
         self.model = ModelConfig.from_dict(json.loads(str(self._data["shape"])))
+        self.lora = _adapters(self._data)
+
+    @classmethod
+    def of_lora(cls) -> "Golden":
+        """golden.npz under the adapters of make_lora.py: `lora` is their description, gradients are theirs alone."""
+        made = cls()
+        with np.load(Path(__file__).with_name("lora.npz"), allow_pickle=False) as stored:
+            made._data |= dict(stored)
+        made.lora = _adapters(made._data)
+        return made
 
     @classmethod
     def of_family(cls, flag: str, noop_layers: tuple[int, ...] = ()) -> "Golden":
@@ -65,3 +76,7 @@ class Golden:
     def norm(self, name: str) -> float:
         """L2 norm of a parameter's whole gradient."""
         return float(np.linalg.norm(self._data[f"grad/{name}"]))
+
+
+def _adapters(record: dict) -> LoraConfig | None:
+    return LoraConfig.from_dict(json.loads(str(record["adapters"]))) if "adapters" in record else None

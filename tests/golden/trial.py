@@ -16,7 +16,8 @@ from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
 from mindspeed_llm.runtime import autograd, device
-from mindspeed_llm.training.objectives.objective import Objective, Sample
+from mindspeed_llm.training.micro_batch import Sample
+from mindspeed_llm.training.objectives.objective import Objective
 from mindspeed_llm.training.objectives.pretraining import Pretraining
 from mindspeed_llm.training.passes import LossPasses
 from tests.golden.reference import Golden
@@ -54,13 +55,14 @@ class Trial:
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
-                                trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
+                                lora=golden.lora, trainable=trainable, multiple_of=self.state.dp_cp.size)
+                       for stage in range(virtual)]
         mine = self.samples()[self.state.dp.rank::self.state.dp.size]
         if len(mine) % micro_batch:
             raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
         self.objective = self.make_objective()
-        self.micro_batches = self.objective.prepared([self.objective.micro_batch(mine[start:start + micro_batch])
-                                                      for start in range(0, len(mine), micro_batch)])
+        made = [self.objective.micro_batch(mine[start:start + micro_batch]) for start in range(0, len(mine), micro_batch)]
+        self.micro_batches = self.objective.prepared(made, self.chunks)
         self.microbatches = len(self.micro_batches)
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
 
@@ -125,7 +127,7 @@ class Trial:
         parameter_errors, grad_errors = {}, self.gradient_errors(self.take_sgd_step(), self.golden)
         for chunk in self.chunks:
             for name, spec in chunk.parameters.specs.items():
-                gradient = spec.trainable * self.local("grad", chunk.parameters, name)
+                gradient = self.local("grad", chunk.parameters, name) if spec.trainable else 0
                 weight = self.local("weight", chunk.parameters, name)
                 update = SGD_RATE * gradient / (1 + np.abs(gradient) / SGD.adam_eps)
                 got = chunk.parameters[name].asnumpy().astype(np.float64)

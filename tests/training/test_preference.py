@@ -1,6 +1,8 @@
 """Preference tuning in one process: PyTorch's numbers, a whole run, what it reports, and mistakes."""
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,26 +12,12 @@ from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.runtime import device
+from mindspeed_llm.training import reference_logps
 from mindspeed_llm.training.objectives.preference_loss import METRICS
 from tests.golden.preference_trial import CASES, PreferenceTrial
-from tests.training.tiny_job import write_documents
+from tests.training.tiny_job import write_pairs
 
 FIELD = r" \| ".join([r"peak memory \(MB\): \S+", *(rf"{name}: (\S+)" for name in METRICS)]) + r" \|$"
-
-
-def write_pairs(prefix, pairs=12):
-    """Prompts of 5 ids, of which the chosen answer repeats the last, and the rejected one counts down."""
-    rng = np.random.default_rng(1)
-    columns = {name: [] for name in ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")}
-    for _ in range(pairs):
-        prompt = rng.integers(20, 200, 5)
-        for answer, ids in (("chosen", np.full(rng.integers(2, 7), prompt[-1])),
-                            ("rejected", prompt[-1] - 1 - np.arange(rng.integers(2, 7)))):
-            columns[f"{answer}_input_ids"].append(np.concatenate([prompt, ids]))
-            columns[f"{answer}_labels"].append(np.concatenate([np.full(5, -100), ids]))
-    for name, documents in columns.items():
-        write_documents(f"{prefix}_packed_{name}_document", documents)
-    return str(prefix)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +77,62 @@ def test_a_resumed_run_goes_on_exactly(dpo, tmp_path):
         assert half.iteration == 6
         for name in whole.names():
             assert np.array_equal(whole.read_global(name).array, half.read_global(name).array), name
+
+
+@pytest.fixture
+def copied(pairs, tmp_path):
+    """The pairs in a folder of their own."""
+    for path in Path(pairs).parent.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path / "pairs"
+
+
+def test_precomputed_reference_gives_the_same_training(dpo, copied, tmp_path, capsys, monkeypatch):
+    dpo("--data-path", copied)
+    plain = capsys.readouterr().out
+    loaded = []
+    load = reference_logps.load_reference
+    monkeypatch.setattr(reference_logps, "load_reference", lambda *configs: loaded.append(1) or load(*configs))
+    flags = ("--data-path", copied, "--precompute-ref")
+    dpo(*flags)
+    first = capsys.readouterr().out
+    (kept,) = tmp_path.glob("pairs_reference_*.safetensors")
+    assert f"0 pairs from {kept}, 12 computed" in first and loaded == [1]
+    # Not the first step, whose rewards are 0 but for rounding: which is larger is chance.
+    np.testing.assert_allclose(reported(first)[1:], reported(plain)[1:], rtol=1e-4, atol=1e-4)
+    dpo(*flags)
+    second = capsys.readouterr().out
+    assert f"12 pairs from {kept}, 0 computed" in second and loaded == [1]
+    assert np.array_equal(reported(second), reported(first))
+    whole = reference_logps._read(kept, np.zeros((12, 2), np.float32))
+    half = whole.copy()
+    half[8:] = np.nan   # as after a kill
+    reference_logps._write(kept, half)
+    dpo(*flags)
+    assert f"8 pairs from {kept}, 4 computed" in capsys.readouterr().out
+    assert np.array_equal(reference_logps._read(kept, whole), whole)
+
+
+def test_precomputed_reference_belongs_to_data_model_and_tokenizer(dpo, copied, tmp_path, tokenizer_dir):
+    flags = ("--data-path", copied, "--precompute-ref", "--train-iters", 1)
+
+    def files():
+        return len(list(tmp_path.glob("pairs_reference_*.safetensors")))
+    dpo(*flags)
+    dpo(*flags, "--save", tmp_path / "other", "--seed", 7, "--micro-batch-size", 1)
+    assert files() == 1
+    dpo(*flags, "--ref-model", tmp_path / "other")
+    assert files() == 2
+    shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": "<|user|>"}')
+    dpo(*flags, "--tokenizer-name-or-path", tmp_path / "tokenizer")
+    assert files() == 3
+    dpo(*flags, "--seq-length", 16)
+    assert files() == 4
+    for path in Path(write_pairs(tmp_path / "more" / "pairs", 13)).parent.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    dpo(*flags)
+    assert files() == 5
 
 
 def test_mistakes(train, dpo, pairs, text_data, tmp_path):

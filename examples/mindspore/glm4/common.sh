@@ -47,3 +47,14 @@ start_from() {
         CHECKPOINT_ARGS+=(--load "$load" "$@")
     fi
 }
+
+# start_adapters LOAD_DIR SAVE_DIR: sets CHECKPOINT_ARGS for training adapters of the model in LOAD_DIR. A run that has saved
+# before resumes its adapters.
+start_adapters() {
+    CHECKPOINT_ARGS=(--load "$1" --save "$2" --lora-ckpt-filter)
+    if [[ -f "$2/latest_checkpointed_iteration.txt" ]]; then
+        CHECKPOINT_ARGS+=(--lora-load "$2")
+    else
+        CHECKPOINT_ARGS+=(--finetune)
+    fi
+}

@@ -109,7 +109,7 @@ def first_bad_anywhere(chunks: list[GPTModel], state: ParallelState) -> str | No
     """The first in forward order of all ranks' `first_bad_parameter`, with the lowest rank that has it: "name (rank r)";
     the same text on every rank. A collective of all ranks.
     """
-    names = [spec.name for spec in model_specs(chunks[0].model, chunks[0].parallel.noop_layers)]
+    names = [spec.name for spec in model_specs(chunks[0].model, chunks[0].parallel.noop_layers, chunks[0].lora)]
     name = first_bad_parameter(chunks)
     place = len(names) if name is None else names.index(name)
     places = all_gather(from_numpy(np.array([place], np.float32)), state.world).asnumpy().astype(int).tolist()

@@ -6,5 +6,7 @@ from mindspeed_llm.core.tensor_parallel.layers import (
     row_parallel_linear,
     vocab_parallel_embedding,
 )
+from mindspeed_llm.core.tensor_parallel.low_rank import Dropout, LowRank
 
-__all__ = ["column_parallel_linear", "output_cross_entropy", "row_parallel_linear", "vocab_parallel_embedding"]
+__all__ = ["Dropout", "LowRank", "column_parallel_linear", "output_cross_entropy", "row_parallel_linear",
+           "vocab_parallel_embedding"]

@@ -8,7 +8,8 @@ size. With sequence parallelism, activations between the parallel layers are cut
 from mindspore import Tensor
 
 from mindspeed_llm import kernels
-from mindspeed_llm.runtime.autograd import Function, accumulate_grad
+from mindspeed_llm.core.tensor_parallel.low_rank import LowRank, add_low_rank, add_low_rank_dgrad, low_rank_wgrad
+from mindspeed_llm.runtime.autograd import Function, accumulate_grad, wants_grad
 from mindspeed_llm.runtime.collectives import (
     Group,
     all_gather,
@@ -21,21 +22,23 @@ from mindspeed_llm.runtime.collectives import (
 )
 
 
-def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group,
-                           sequence_parallel: bool) -> Tensor:
+def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group, sequence_parallel: bool,
+                           low_rank: LowRank | None = None) -> Tensor:
     """`x (S, ..., K)` (`(S/T, ..., K)` with sequence parallelism) -> `(S, ..., N/T)`; `weight (N/T, K)`, `bias (N/T)`.
 
     Forward: f, i.e. identity, or gathering the sequence. Backward: the input gradient is summed over ranks (scattered
     along the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
+    `low_rank`, whose A all ranks have and whose B is cut as the weight is, is added before that.
     """
-    return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel)
+    return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel, low_rank)
 
 
-def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
+def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool,
+                        low_rank: LowRank | None = None) -> Tensor:
     """`x (S, ..., K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, ..., N)` (`(S/T, ..., N)` with sequence
-    parallelism).
+    parallelism). `low_rank`, whose A is cut as the weight is and whose B all ranks have, takes part in the sum.
     """
-    return _RowParallel.apply(x, weight, group, sequence_parallel)
+    return _RowParallel.apply(x, weight, group, sequence_parallel, low_rank)
 
 
 def vocab_parallel_embedding(ids: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
@@ -45,41 +48,53 @@ def vocab_parallel_embedding(ids: Tensor, weight: Tensor, group: Group, sequence
 
 class _ColumnParallel(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, group, sequence_parallel):
-        ctx.save_for_backward(x)
+    def forward(ctx, x, weight, bias, group, sequence_parallel, low_rank):
         ctx.weight, ctx.bias, ctx.group, ctx.sequence_parallel = weight, bias, group, sequence_parallel
+        ctx.low_rank = low_rank
         total = all_gather(x, group) if sequence_parallel else x
-        return kernels.primitives().linear_fwd(total, weight, bias)
+        y, *hidden = add_low_rank(low_rank, total, kernels.primitives().linear_fwd(total, weight, bias))
+        keep_input(ctx, x, hidden)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        (x,), p = ctx.saved_tensors, kernels.primitives()
+        (x, *hidden), p = ctx.saved_tensors or (None,), kernels.primitives()
         # The input travels while its gradient is computed, which does not need it, and the gradient's sum over ranks
         # while the weight's gradient is computed.
-        gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel else (x, None)
+        gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel and x is not None else (x, None)
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
-        summing = start(p.linear_dgrad(grad, ctx.weight), ctx.group)
+        d_total, *d_hidden = add_low_rank_dgrad(ctx.low_rank, grad, p.linear_dgrad(grad, ctx.weight))
+        summing = start(d_total, ctx.group)
         total = finish(gathering)
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, total, *target))
         if ctx.bias is not None:
             accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))
-        return finish(summing), None, None, None, None
+        low_rank_wgrad(ctx.low_rank, grad, total, *d_hidden, *hidden)
+        return finish(summing), None, None, None, None, None
 
 
 class _RowParallel(Function):
     @staticmethod
-    def forward(ctx, x, weight, group, sequence_parallel):
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.group, ctx.sequence_parallel = weight, group, sequence_parallel
-        partial = kernels.primitives().linear_fwd(x, weight, None)
+    def forward(ctx, x, weight, group, sequence_parallel, low_rank):
+        ctx.weight, ctx.group, ctx.sequence_parallel, ctx.low_rank = weight, group, sequence_parallel, low_rank
+        partial, *hidden = add_low_rank(low_rank, x, kernels.primitives().linear_fwd(x, weight, None))
+        keep_input(ctx, x, hidden)
         return reduce_scatter(partial, group) if sequence_parallel else all_reduce(partial, group)
 
     @staticmethod
     def backward(ctx, grad):
-        (x,), p = ctx.saved_tensors, kernels.primitives()
+        (x, *hidden), p = ctx.saved_tensors or (None,), kernels.primitives()
         total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(total, x, *target))
-        return p.linear_dgrad(total, ctx.weight), None, None, None
+        dx, *d_hidden = add_low_rank_dgrad(ctx.low_rank, total, p.linear_dgrad(total, ctx.weight))
+        low_rank_wgrad(ctx.low_rank, total, x, *d_hidden, *hidden)
+        return dx, None, None, None, None
+
+
+def keep_input(ctx, x: Tensor, hidden: list[Tensor]) -> None:
+    """Keep for backward what a weight or an adapter learns from: a frozen layer without adapter keeps nothing."""
+    if wants_grad(ctx.weight) or ctx.low_rank is not None:
+        ctx.save_for_backward(x, *hidden)
 
 
 class _VocabParallelEmbedding(Function):

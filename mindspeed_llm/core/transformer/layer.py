@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm import kernels
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import Shared, gate_up, query_groups
+from mindspeed_llm.core.transformer.lora import ADAPTERS_ON, AdapterUse
 from mindspeed_llm.core.transformer.parts import (
     FP32_BYTES,
     ActivationSizes,
@@ -34,11 +35,13 @@ class ForwardContext:
     cos, sin: fp32 `(S, rotary_dim / 2)` of the positions of this rank's part of the sequence.
     core_attention: `(layer number, q (S, B, N, D), k (S, B, G, D), v (S, B, G, D)) -> (S, B, N, D)`; training, context
     parallelism and the KV cache differ here and nowhere else in the model.
+    adapters: how low-rank adapters take part, where the model has any.
     """
 
     cos: Tensor
     sin: Tensor
     core_attention: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    adapters: AdapterUse = ADAPTERS_ON
 
 
 class Attention(Part):
@@ -59,7 +62,7 @@ class Attention(Part):
     def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Rows `x (S * B, H)` -> rows; S cut under sequence parallelism."""
         heads, dim = self.model.local_heads(self.state.tp.size), self.model.kv_channels
-        qkv = self.linear_qkv(x)
+        qkv = self.linear_qkv(x, context.adapters)
         if self.q_layernorm is None:
             q_SBND, k_SBGD, v_SBGD = kernels.qkv_rope(qkv, context.cos, context.sin, heads.groups, heads.per_group, dim)
         else:
@@ -68,7 +71,7 @@ class Attention(Part):
             q_SBND = kernels.rope(self.q_layernorm(q_SBND), context.cos, context.sin)
             k_SBGD = kernels.rope(self.k_layernorm(k_SBGD), context.cos, context.sin)
         out_SBND = context.core_attention(self.number, q_SBND, k_SBGD, v_SBGD)
-        return self.linear_proj(out_SBND.reshape(-1, heads.queries * dim))
+        return self.linear_proj(out_SBND.reshape(-1, heads.queries * dim), context.adapters)
 
     def kept(self, sizes: ActivationSizes) -> int:
         """The inputs of the products, the second of which is attention's output; q, k, v and row statistics; q and k as
@@ -89,9 +92,9 @@ class MLP(Part):
         self.linear_fc1 = ColumnParallelLinear(f"{name}.linear_fc1", number, hidden, 2 * self.ffn, gate_up(self.ffn))
         self.linear_fc2 = RowParallelLinear(f"{name}.linear_fc2", number, self.ffn, hidden)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Rows `x (S * B, H)` -> rows; S cut under sequence parallelism."""
-        return self.linear_fc2(kernels.swiglu(self.linear_fc1(x)))
+        return self.linear_fc2(kernels.swiglu(self.linear_fc1(x, context.adapters)), context.adapters)
 
     def kept(self, sizes: ActivationSizes) -> int:
         """Beside the inputs of the products: gate and up."""
@@ -122,5 +125,5 @@ class TransformerLayer(Part):
         branch = self.self_attention(normed, context)
         branch = self.post_self_attn_layernorm(branch) if self.post_self_attn_layernorm else branch
         hidden, normed = self.pre_mlp_layernorm.add(hidden, branch)
-        branch = self.mlp(normed)
+        branch = self.mlp(normed, context)
         return hidden, self.post_mlp_layernorm(branch) if self.post_mlp_layernorm else branch

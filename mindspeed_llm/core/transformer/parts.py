@@ -6,7 +6,7 @@ Describing parts does not load the framework, `bind` does: conversion and planni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mindspeed_llm import kernels
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mindspore import Tensor
 
     from mindspeed_llm.core.parallel_state import ParallelState
+    from mindspeed_llm.core.tensor_parallel import LowRank
+    from mindspeed_llm.core.transformer.lora import Adapter, AdapterUse
 
 FP32_BYTES = 4
 
@@ -63,12 +65,47 @@ class Part:
         """This rank's tensor."""
         return None if spec is None else self.tensors[spec.name]
 
+    def freeze(self) -> None:
+        """Make every tensor one that is not trained."""
+        for name, value in vars(self).items():
+            if isinstance(value, TensorSpec):
+                setattr(self, name, replace(value, trainable=False))
+        for part in self.members(Part):
+            part.freeze()
+
+    def find(self, kind: type) -> list:
+        """The parts of that type, at any depth."""
+        return [found for part in self.members(Part)
+                for found in ([part] if isinstance(part, kind) else part.find(kind))]
+
     def kept(self, sizes: ActivationSizes) -> int:
         """Bytes that a forward pass keeps for its backward pass."""
         return sum(part.kept(sizes) for part in self.members(Part))
 
 
-class ColumnParallelLinear(Part):
+class Linear(Part):
+    """What the parallel linear layers have in common: `weight (outputs, inputs)` and, where `lora.adapt` gave it one, an
+    adapter.
+    """
+
+    weight: TensorSpec
+    adapter: Adapter | None = None
+
+    def low_rank(self, use: AdapterUse) -> LowRank | None:
+        """The adapter's part in a pass."""
+        return None if self.adapter is None else self.adapter.low_rank(use)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weight or an adapter learns from the input."""
+        return self.weight.trainable or self.adapter is not None
+
+    def kept(self, sizes: ActivationSizes) -> int:
+        """The input, if anything learns from it, and what the adapter keeps."""
+        return self.learns * self.input_bytes(sizes) + super().kept(sizes)
+
+
+class ColumnParallelLinear(Linear):
     """`(..., inputs) -> (..., outputs / T)`: every tensor-parallel rank has the rows of `weight (outputs, inputs)` and of
     the bias that `cut` gives it. Gathers the sequence first under sequence parallelism.
     """
@@ -78,16 +115,17 @@ class ColumnParallelLinear(Part):
         self.weight = TensorSpec(f"{name}.weight", (outputs, inputs), layer, 0, True, "normal", cut, shared)
         self.bias = TensorSpec(f"{name}.bias", (outputs,), layer, 0, False, "zeros", cut, shared) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapters: AdapterUse) -> Tensor:
         """`x (S, ..., K)`, S cut under sequence parallelism."""
-        return self.functions.column_parallel_linear(x, self.tensor(self.weight), self.tensor(self.bias), *self.place)
+        return self.functions.column_parallel_linear(x, self.tensor(self.weight), self.tensor(self.bias), *self.place,
+                                                     self.low_rank(adapters))
 
-    def kept(self, sizes: ActivationSizes) -> int:
-        """The input, as it is before it is gathered."""
+    def input_bytes(self, sizes: ActivationSizes) -> int:
+        """Bytes of the input as it is before it is gathered."""
         return sizes.residual_tokens * self.weight.shape[1] * sizes.element
 
 
-class RowParallelLinear(Part):
+class RowParallelLinear(Linear):
     """`(..., inputs / T) -> (..., outputs)`: every rank has equal columns of `weight (outputs, inputs)`; the result is the
     sum over ranks (scattered along the sequence under sequence parallelism). No bias.
     """
@@ -95,12 +133,12 @@ class RowParallelLinear(Part):
     def __init__(self, name: str, layer: int | None, inputs: int, outputs: int) -> None:
         self.weight = TensorSpec(f"{name}.weight", (outputs, inputs), layer, 1, True, "scaled_normal", even(inputs))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapters: AdapterUse) -> Tensor:
         """`x (S, ..., K / T)`."""
-        return self.functions.row_parallel_linear(x, self.tensor(self.weight), *self.place)
+        return self.functions.row_parallel_linear(x, self.tensor(self.weight), *self.place, self.low_rank(adapters))
 
-    def kept(self, sizes: ActivationSizes) -> int:
-        """The input."""
+    def input_bytes(self, sizes: ActivationSizes) -> int:
+        """Bytes of the input."""
         return sizes.tokens * self.weight.shape[1] // sizes.tp * sizes.element
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,30 +41,42 @@ def convert(config: ConvertConfig) -> int:
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.load_dir, find_layout(config.model_type_hf), "--load-dir") as source:
         hf_vocab = source.model.padded_vocab_size
-        model = _target_model(config, source)
-        parallel = ParallelConfig(tensor_model_parallel_size=config.target_tensor_parallel_size,
-                                  pipeline_model_parallel_size=config.target_pipeline_parallel_size,
-                                  num_layer_list=config.num_layer_list, noop_layers=config.noop_layers)
-        _validate(parallel, model)
+        model, parallel = target_of(config, source)
         mapped = list(mapped_tensors(source.layout, model, config.noop_layers, hf_vocab))
         source.open_weights(hf_shapes(mapped))
         root = Path(config.save_dir)
-        _refuse_to_hide_training(root)
+        refuse_to_hide_training(root)
         if model.padded_vocab_size != hf_vocab:
             print(f"padded the vocabulary with zero rows from {hf_vocab} to {model.padded_vocab_size}: give "
                   f"--padded-vocab-size {model.padded_vocab_size} where flags state the model's shape")
         require_space(root, sum(math.prod(tensor.spec.shape) * _itemsize(source, tensor, config.params_dtype)
                                 for tensor in mapped))
-        made = make_directories(root)
-        try:
-            begin_save(root, ITERATION)
-            _write_files(config, source, mapped, parallel, model)
-            commit_save(root, SaveInfo(model, parallel, ITERATION, weights_only=True))
-        except BaseException:
-            shutil.rmtree(staging_directory(root, ITERATION), ignore_errors=True)
-            remove_empty(made)
-            raise
+        with saving(root, SaveInfo(model, parallel, ITERATION, weights_only=True)) as staging:
+            _write_files(config, source, mapped, parallel, model, staging)
     return ITERATION
+
+
+@contextmanager
+def saving(root: Path, info: SaveInfo) -> Iterator[Path]:
+    """Give the directory to write model files into, which become the checkpoint of `info`; nothing is left on failure."""
+    made = make_directories(root)
+    try:
+        yield begin_save(root, info.iteration)
+        commit_save(root, info)
+    except BaseException:
+        shutil.rmtree(staging_directory(root, info.iteration), ignore_errors=True)
+        remove_empty(made)
+        raise
+
+
+def target_of(config: ConvertConfig, source: HfDirectory) -> tuple[ModelConfig, ParallelConfig]:
+    """The model that is written and its split. Raises UserError where the flags do not fit the model or one another."""
+    model = _target_model(config, source)
+    parallel = ParallelConfig(tensor_model_parallel_size=config.target_tensor_parallel_size,
+                              pipeline_model_parallel_size=config.target_pipeline_parallel_size,
+                              num_layer_list=config.num_layer_list, noop_layers=config.noop_layers)
+    _validate(parallel, model)
+    return model, parallel
 
 
 def _target_model(config: ConvertConfig, source: HfDirectory) -> ModelConfig:
@@ -78,10 +92,9 @@ def _target_model(config: ConvertConfig, source: HfDirectory) -> ModelConfig:
 
 
 def _write_files(config: ConvertConfig, source: HfDirectory, mapped: list[Mapped], parallel: ParallelConfig,
-                 model: ModelConfig) -> None:
+                 model: ModelConfig, staging: Path) -> None:
     by_name = {tensor.spec.name: tensor for tensor in mapped}
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    staging = staging_directory(config.save_dir, ITERATION)
     stages = [chunk_specs(model, layers, first=pp_rank == 0, last=pp_rank == pp - 1)
               for pp_rank, (layers,) in enumerate(parallel.stage_layers(model))]
     total = _total(stages, by_name, source, tp, config.params_dtype)
@@ -132,7 +145,7 @@ def _validate(parallel: ParallelConfig, model: ModelConfig) -> None:
         raise UserError(text) from None
 
 
-def _refuse_to_hide_training(root: Path) -> None:
+def refuse_to_hide_training(root: Path) -> None:
     """A converted checkpoint takes over the tracker: do not let it hide a training run's."""
     if root.exists() and not root.is_dir():
         raise UserError(f"--save-dir {root} is a file: give a directory")

@@ -2,48 +2,54 @@
 
 import json
 import math
-import os
 import shutil
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from mindspeed_llm.checkpoint.adapters import find_adapters
 from mindspeed_llm.checkpoint.boxes import Box
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, TAGS, cast, check_tag
-from mindspeed_llm.checkpoint.files import make_directories, remove_empty, sync_directory, write_text
+from mindspeed_llm.checkpoint.files import write_text
 from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
 from mindspeed_llm.config.shape import merge_model, require_noop_layers
 from mindspeed_llm.config.training import ConvertConfig
-from mindspeed_llm.tasks.convert.disk import require_space
+from mindspeed_llm.tasks.convert.disk import replacing, require_space
 from mindspeed_llm.tasks.convert.export_plan import (WEIGHT_FILE, Shard, Tensor, files_to_copy, index_text, plan_shards)
 from mindspeed_llm.tasks.convert.hf_directory import INDEX, SINGLE, HfDirectory
+from mindspeed_llm.tasks.convert.merging import MergedCheckpoint
 from mindspeed_llm.families import find_layout
 from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 
+Source = Checkpoint | MergedCheckpoint
 _CONFIG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def convert(config: ConvertConfig) -> int:
     """Convert the latest iteration in `config.load_dir` into `config.save_dir`; returns its number.
 
-    `config.hf_dir` is the original model: layout, config, tokenizer and, if they are there, its shards' split.
+    `config.hf_dir` is the original model: layout, config, tokenizer and, if they are there, its shards' split. Adapters, of
+    `config.lora_load` or of the checkpoint itself, are merged.
 
     Peak memory is about one tensor. Bad input raises UserError or FileNotFoundError before anything is written; the
     directory appears under its name only when it is complete.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.hf_dir, find_layout(config.model_type_hf), "--hf-dir (--hf-cfg-dir)") as original:
-        checkpoint = open_checkpoint(config.load_dir)
-        if checkpoint is None:
+        base = open_checkpoint(config.load_dir)
+        if base is None:
             raise FileNotFoundError(f"--load-dir {config.load_dir} holds no checkpoint (no "
                                     "latest_checkpointed_iteration.txt)")
-        with checkpoint:
-            _check_same_model(checkpoint, original)
+        adapters = find_adapters(config.lora_load, base, f"--load-dir {config.load_dir}", "--load-dir")
+        with base, adapters or nullcontext():
+            checkpoint = base if adapters is None else MergedCheckpoint(base, adapters)
+            check_same_model(checkpoint, original)
             model, notes = merge_model(config.stated_model, checkpoint.model_config, str(checkpoint.directory))
             if config.noop_layers:
                 require_noop_layers(config.noop_layers, checkpoint.noop_layers, str(checkpoint.directory))
@@ -61,39 +67,18 @@ def convert(config: ConvertConfig) -> int:
             return checkpoint.iteration
 
 
-def _write_directory(checkpoint: Checkpoint, original: HfDirectory, mapped: list[Mapped], tensors: dict[str, Tensor],
+def _write_directory(checkpoint: Source, original: HfDirectory, mapped: list[Mapped], tensors: dict[str, Tensor],
                      shards: list[Shard], target: Path, config_text: str) -> None:
-    staging, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
-    made = make_directories(target.parent)
-    if old.is_dir() and not target.exists():  # an earlier run was killed between the two renames below
-        os.rename(old, target)
-    for leftover in (staging, old):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-    staging.mkdir()
-    try:
+    with replacing(target) as staging:
         _write_shards(checkpoint, original, mapped, tensors, shards, staging)
         if len(shards) > 1 or shards[0].file != SINGLE:
             write_text(staging / INDEX, index_text(original, shards, tensors))
         for path in files_to_copy(original.path):
             shutil.copyfile(path, staging / path.name)
         write_text(staging / "config.json", config_text)
-        sync_directory(staging)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(staging, target)
-        sync_directory(target.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        remove_empty(made)
-        raise
-    if old.exists():
-        shutil.rmtree(old)
 
 
-def _write_shards(checkpoint: Checkpoint, original: HfDirectory, mapped: list[Mapped], tensors: dict[str, Tensor],
+def _write_shards(checkpoint: Source, original: HfDirectory, mapped: list[Mapped], tensors: dict[str, Tensor],
                   shards: list[Shard], staging: Path) -> None:
     boxes = _hf_boxes(mapped)
     total = sum(tensor.nbytes for tensor in tensors.values())
@@ -122,7 +107,7 @@ def _hf_boxes(mapped: list[Mapped]) -> dict[str, dict[str, list[Box]]]:
     return dict(boxes)
 
 
-def _assemble(checkpoint: Checkpoint, name: str, parts: dict[str, list[Box]], tensor: Tensor) -> np.ndarray:
+def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor: Tensor) -> np.ndarray:
     own = checkpoint.dtype(next(iter(parts)))
     out = np.empty(math.prod(tensor.shape), NUMPY_DTYPES[own])
     for mcore_name, boxes in parts.items():
@@ -141,7 +126,7 @@ def _buffer(original: HfDirectory, name: str, file_name: str, tensor: Tensor) ->
     return original.layout.buffers[name](original.model, tensor.dtype).array
 
 
-def _tensors(config: ConvertConfig, checkpoint: Checkpoint, original: HfDirectory, mapped: list[Mapped],
+def _tensors(config: ConvertConfig, checkpoint: Source, original: HfDirectory, mapped: list[Mapped],
              ) -> dict[str, Tensor]:
     """What to export, in forward order. The dtype: the flag's, else the original's, else the checkpoint's."""
     shapes = hf_shapes(mapped)
@@ -178,7 +163,8 @@ def _tensors(config: ConvertConfig, checkpoint: Checkpoint, original: HfDirector
     return tensors
 
 
-def _check_same_model(checkpoint: Checkpoint, original: HfDirectory) -> None:
+def check_same_model(checkpoint: Source, original: HfDirectory) -> None:
+    """Raise UserError unless a checkpoint's model is of the shape of the original Hugging Face directory's."""
     ours, theirs = checkpoint.model_config, original.model
     for name in SHAPE_FIELDS:
         have, want = getattr(ours, name), getattr(theirs, name)

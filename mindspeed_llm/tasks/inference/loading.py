@@ -8,17 +8,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mindspeed_llm.checkpoint import Checkpoint, open_checkpoint
+from mindspeed_llm.checkpoint import Checkpoint, find_adapters, open_checkpoint
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.config.shape import resolve
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime import device
 from mindspeed_llm.session import join_job, start_session
-from mindspeed_llm.session.weights import load_weights, loaded_line
+from mindspeed_llm.session.weights import load_weights, loaded_line, resolve
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def load(configs: Configs) -> Loaded:
     """
     join_job(configs.train, configs.parallel)
     checkpoint = require_checkpoint(configs.checkpoint.load)
-    configs = _with_checkpoint(configs, checkpoint)
+    adapters = find_adapters(configs.checkpoint.lora_load, checkpoint, f"--load {configs.checkpoint.load}")
+    configs = _with_checkpoint(configs, checkpoint, adapters)
     data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
     for name in configs.inference.add_eos_token if configs.inference else ():
@@ -64,11 +64,15 @@ def load(configs: Configs) -> Loaded:
                         "tokenizer")
     session = start_session(configs.model, configs.parallel, dtype, configs.notes)
     started = time.time()
-    model = GPTModel(configs.model, configs.parallel, session.state, device.dtype(dtype), trainable=False)
-    load_weights([model], checkpoint, dtype)
+    model = GPTModel(configs.model, configs.parallel, session.state, device.dtype(dtype), lora=configs.lora,
+                     trainable=False)
+    load_weights([model], checkpoint, dtype, adapters)
     checkpoint.close()
     session.say(loaded_line(configs.checkpoint.load, checkpoint.iteration, checkpoint.iteration)
              + f" ({time.time() - started:.1f} s)")
+    if adapters is not None and adapters is not checkpoint:
+        session.say(loaded_line(configs.checkpoint.lora_load, adapters.iteration, adapters.iteration))
+        adapters.close()
     return Loaded(configs, session.state, model, tokenizer)
 
 
@@ -92,7 +96,7 @@ def report_once(state: ParallelState, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _with_checkpoint(configs: Configs, checkpoint: Checkpoint) -> Configs:
+def _with_checkpoint(configs: Configs, checkpoint: Checkpoint, adapters: Checkpoint | None) -> Configs:
     # A few tokens a step: cutting them along the sequence has nothing to gain and a step of one token cannot be cut.
     configs = replace(configs, parallel=replace(configs.parallel, sequence_parallel=False))
-    return resolve(configs, checkpoint.model_config, str(checkpoint.directory), checkpoint.noop_layers)
+    return resolve(configs, checkpoint, adapters)

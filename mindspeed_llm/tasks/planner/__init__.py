@@ -7,6 +7,8 @@ the numbers.
 
 import os
 
+from mindspeed_llm.checkpoint import find_adapters
+from mindspeed_llm.config import lora
 from mindspeed_llm.config.command_line import Configs
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.tasks.planner import report
@@ -21,6 +23,8 @@ def run(configs: Configs) -> None:
     The number of ranks is RANK_SIZE, as msrun sets it, else one replica's ranks; the device is DEVICE_TARGET, else
     Ascend. Raises UserError for sizes that do not fit together.
     """
+    adapters = find_adapters(configs.checkpoint.lora_load, None, "--load")
+    configs = lora.resolve(configs, adapters and adapters.lora, configs.checkpoint.lora_load)
     world, notes = _world_size(configs)
     job = Job(configs, world, _target())
     stages = [stage_memory(job, stage) for stage in range(job.pp)]

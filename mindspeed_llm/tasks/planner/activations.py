@@ -11,7 +11,6 @@ vocabulary, all as this rank holds them.
 from mindspeed_llm.config.parallel import RING
 from mindspeed_llm.core.sharding import LOGITS_ROWS
 from mindspeed_llm.core.structure import ChunkParts
-from mindspeed_llm.core.transformer.layer import TransformerLayer
 from mindspeed_llm.tasks.planner.job import ASCEND, Job
 from mindspeed_llm.tasks.planner.schedule import backward_moments
 
@@ -42,13 +41,14 @@ def logits_bytes(job: Job) -> int:
 
 def layer_kept(job: Job) -> int:
     """Bytes that one layer keeps for its backward pass, per micro-batch, without recomputation of the whole layer."""
-    return TransformerLayer(job.model, 0).kept(job.sizes)
+    return job.layer_parts().kept(job.sizes)
 
 
 def layer_transient(job: Job) -> int:
     """Bytes that going back through one layer needs beyond what was kept."""
     gathered = job.tokens * job.model.hidden_size * job.element if job.sequence_parallel else 0
-    mlp = 3 * mlp_bytes(job) + gathered
+    # Of an adapted linear_fc1 the product, the adapter's and their sum live at once; what is kept is one of the three.
+    mlp = (4 if job.lora is not None and "linear_fc1" in job.lora.target_modules else 3) * mlp_bytes(job) + gathered
     if job.parallel.recompute_granularity == "selective":
         mlp = max(mlp, query_bytes(job))
     attention = 3 * query_bytes(job) + 2 * key_value_bytes(job)
@@ -66,7 +66,7 @@ def logits_chunks(job: Job) -> int:
 
 def head_kept(job: Job) -> int:
     """Bytes that final norm, output layer and loss keep."""
-    return ChunkParts(job.model, (), first=False, last=True).kept(job.sizes)
+    return ChunkParts(job.model, (), first=False, last=True, lora=job.lora).kept(job.sizes)
 
 
 def head_transient(job: Job) -> int:
@@ -123,5 +123,5 @@ def _recompute_units(job: Job, layers: int) -> tuple[int, int]:
 
 
 def _weight_gradient(job: Job, rows: int) -> int:
-    """The product that Ascend adds to `main_grad`; the CPU kernels accumulate in place."""
-    return rows * job.model.hidden_size * job.element if job.target == ASCEND else 0
+    """The product that Ascend adds to `main_grad`; the CPU kernels accumulate in place. A frozen weight has none."""
+    return rows * job.model.hidden_size * job.element if job.target == ASCEND and job.lora is None else 0

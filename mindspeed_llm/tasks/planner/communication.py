@@ -8,6 +8,7 @@ import math
 
 from mindspeed_llm.config.parallel import RING
 from mindspeed_llm.core.sharding import TensorSpec
+from mindspeed_llm.core.transformer.parts import ColumnParallelLinear
 from mindspeed_llm.tasks.planner.activations import key_value_bytes, query_bytes
 from mindspeed_llm.tasks.planner.job import Job
 
@@ -40,15 +41,16 @@ def _tensor(job: Job, stage: int) -> int:
     layers, again = _passes(job, stage)
     # In units of `whole x share`. With sequence parallelism a column-parallel layer gathers forward, gathers again and
     # scatters backward, a row-parallel one scatters and gathers; without it each pair sums once each way. A layer has
-    # two pairs.
-    units = 10 * layers + 4 * again if job.sequence_parallel else 8 * layers + 4 * again
+    # two pairs. What nothing learns from is not gathered again, and a frozen embedding has no way back.
+    again_gathered = sum(part.learns for part in job.layer_parts().find(ColumnParallelLinear))
+    units = (8 + again_gathered) * layers + 4 * again if job.sequence_parallel else 8 * layers + 4 * again
     if stage == 0:
-        units += 2
+        units += 2 if job.lora is None else 1
     statistics = 0
     if stage == job.pp - 1:
         units += 3 if job.sequence_parallel else 2
         statistics = (job.tp - 1) * 3 * job.tokens * _FP32
-    partial = sum(_summed(job, spec) for spec in job.tensors(stage))
+    partial = sum(_summed(job, spec) for spec in job.trained(stage))
     if job.sharded_optimizer:
         partial /= job.replicas
     return int(job.microbatches * (units * share * whole + statistics) + partial)
@@ -89,7 +91,7 @@ def _pipeline(job: Job, stage: int) -> int:
         return 0
     sent = sum((not job.is_last(stage, chunk)) + (not job.is_first(stage, chunk)) for chunk in range(job.chunks))
     tied = 0
-    if not job.model.untie_embeddings_and_output_weights and stage in (0, job.pp - 1):
+    if not job.model.untie_embeddings_and_output_weights and stage in (0, job.pp - 1) and job.lora is None:
         tied = job.model.padded_vocab_size // job.tp * job.model.hidden_size * _FP32
     return job.microbatches * sent * job.hidden_bytes + tied
 
@@ -98,7 +100,7 @@ def _data(job: Job, stage: int) -> int:
     """fp32 gradients summed over the replicas, and with the distributed optimizer the updated parameters gathered."""
     if job.replicas == 1:
         return 0
-    numel = sum(job.local_numel(spec) for spec in job.tensors(stage))
+    numel = sum(map(job.local_numel, job.trained(stage)))
     share = (job.replicas - 1) / job.replicas
     if job.sharded_optimizer:
         return int(share * numel * (_FP32 + job.element))

@@ -5,12 +5,14 @@ from functools import cached_property
 
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import LocalHeads, ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.config.validation import check
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import ChunkParts
+from mindspeed_llm.core.transformer.layer import TransformerLayer
 from mindspeed_llm.core.transformer.parts import ActivationSizes
 
 ASCEND, CPU = "Ascend", "CPU"
@@ -46,6 +48,12 @@ class Job:
     def train(self) -> TrainConfig:
         """Batch, sequence length, dtype."""
         return self.configs.train
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that are trained instead of the model, or None."""
+        lora: LoraConfig | None = self.configs.lora
+        return lora if lora is not None and lora.target_modules else None
 
     @property
     def tp(self) -> int:
@@ -143,11 +151,19 @@ class Job:
     def chunk_parts(self, stage: int, chunk: int) -> ChunkParts:
         """The parts of a chunk."""
         return ChunkParts(self.model, self.stage_layers[stage][chunk], first=self.is_first(stage, chunk),
-                          last=self.is_last(stage, chunk))
+                          last=self.is_last(stage, chunk), lora=self.lora)
+
+    def layer_parts(self) -> TransformerLayer:
+        """The parts of a layer."""
+        return ChunkParts(self.model, (0,), first=False, last=False, lora=self.lora).layers[0]
 
     def tensors(self, stage: int) -> list[TensorSpec]:
         """The parameters of a stage, over its chunks."""
         return [spec for chunk in range(self.chunks) for spec in self.chunk_parts(stage, chunk).specs()]
+
+    def trained(self, stage: int) -> list[TensorSpec]:
+        """Those of them that are trained."""
+        return [spec for spec in self.tensors(stage) if spec.trainable]
 
     def local_numel(self, spec: TensorSpec) -> int:
         """Elements of a parameter on one rank; the same on each tensor-parallel rank."""

@@ -29,6 +29,7 @@ class StageMemory:
 
     stage: int
     numel: int
+    trained: int
     parameters: int
     gradients: int
     optimizer: int
@@ -52,13 +53,13 @@ class StageMemory:
 
 def stage_memory(job: Job, stage: int) -> StageMemory:
     """The memory of a rank of `stage`; ranks that differ only in tensor, context or data place need the same."""
-    numel = sum(job.local_numel(spec) for spec in job.tensors(stage))
-    updated = -(-numel // job.replicas) if job.sharded_optimizer else numel
-    parameters, gradients = numel * job.element, numel * _FP32
+    numel, trained = (sum(map(job.local_numel, specs)) for specs in (job.tensors(stage), job.trained(stage)))
+    updated = -(-trained // job.replicas) if job.sharded_optimizer else trained
+    parameters, gradients = numel * job.element, trained * _FP32
     on_ascend = job.target == ASCEND
     states = 3 if job.element < _FP32 else 2    # fp32 parameters are their own masters (core/optimizer/optimizer.py)
     return StageMemory(
-        stage=stage, numel=numel, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
+        stage=stage, numel=numel, trained=trained, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
         activations=activations.peak_activations(job, stage), step=_step(job, stage, updated),
         overhead=_overhead(job, stage), together=not on_ascend)
 
@@ -69,7 +70,7 @@ def _step(job: Job, stage: int, updated: int) -> int:
     """
     buckets = []
     for chunk in range(job.chunks):
-        specs = job.chunk_parts(stage, chunk).specs()
+        specs = [spec for spec in job.chunk_parts(stage, chunk).specs() if spec.trainable]
         buckets += [sum(map(job.local_numel, content)) for content in bucket_contents(specs, 0, job.tp)]
     several = sum(sorted(buckets)[-UNDER_WAY:])
     shards = job.replicas if job.sharded_optimizer else 1
@@ -78,7 +79,7 @@ def _step(job: Job, stage: int, updated: int) -> int:
     gathered = at_once * job.element if job.sharded_optimizer else 0
     if job.target != ASCEND:
         return max(reduced, gathered)
-    largest = max((job.local_numel(spec) for spec in job.tensors(stage)), default=0)
+    largest = max((job.local_numel(spec) for spec in job.trained(stage)), default=0)
     return max(reduced, gathered, min(largest, updated) * _FP32 * _ADAM_TEMPORARIES)
 
 

@@ -42,6 +42,7 @@ def _memory_table(job: Job, stages: list[StageMemory]) -> list[str]:
     rows = [["memory per rank (GiB)", *[f"stage {memory.stage}" for memory in stages]],
             ["layers", *[str(sum(map(len, job.stage_layers[memory.stage]))) for memory in stages]],
             ["parameters (millions)", *[f"{memory.numel / 1e6:.1f}" for memory in stages]],
+            *([["of them trained", *[f"{memory.trained / 1e6:.1f}" for memory in stages]]] if job.lora is not None else []),
             ["micro-batches in flight", *[_in_flight(job, memory.stage) for memory in stages]]]
     for title, field in (("parameters", "parameters"), ("gradients (fp32)", "gradients"),
                          ("optimizer state (fp32)", "optimizer"), ("buffers", "overhead"),

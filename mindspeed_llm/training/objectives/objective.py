@@ -12,10 +12,8 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.context_parallel.partition import pieces_of
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.batch import Dataset, collate
-from mindspeed_llm.training.micro_batch import MicroBatch, local
+from mindspeed_llm.training.micro_batch import MicroBatch, Sample, local
 from mindspeed_llm.training.passes import Metrics
-
-Sample = dict[str, np.ndarray]
 
 
 class Objective(Protocol):
@@ -35,8 +33,8 @@ class Objective(Protocol):
         All ranks of a model replica make the same micro-batches in the same order.
         """
 
-    def prepared(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
-        """The micro-batches of a step with what passes of another model add to them.
+    def prepared(self, micro_batches: list[MicroBatch], chunks: list[GPTModel]) -> list[MicroBatch]:
+        """The micro-batches of a step with what passes of another model than the trained `chunks` add to them.
 
         Collective among the ranks of a model replica.
         """

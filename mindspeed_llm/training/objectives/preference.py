@@ -9,16 +9,17 @@ from mindspore import Tensor
 from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.context_parallel.sums import sum_over_parts
 from mindspeed_llm.core.gpt_model import GPTModel
-from mindspeed_llm.data.batch import Dataset, build_train_valid_test
+from mindspeed_llm.data.batch import Dataset, build_train_valid_test, parts_of
 from mindspeed_llm.data.instruction_dataset import IGNORE
 from mindspeed_llm.data.pairwise_dataset import ANSWERS
 from mindspeed_llm.runtime import autograd
 from mindspeed_llm.runtime.memory import from_numpy
-from mindspeed_llm.training.micro_batch import MicroBatch, local
-from mindspeed_llm.training.objectives.objective import Objective, Sample, length_multiple, total
+from mindspeed_llm.training.micro_batch import MicroBatch, Sample, local
+from mindspeed_llm.training.objectives.objective import Objective, length_multiple, total
 from mindspeed_llm.training.objectives.preference_loss import METRICS, pair_losses, pair_metrics
 from mindspeed_llm.training.passes import Metrics
 from mindspeed_llm.training.reference import ReferenceModel
+from mindspeed_llm.training.reference_logps import ReferenceLogps
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,26 @@ class Preference(Objective):
     """Samples are pairs. Both sequences of all pairs of a micro-batch are one packed row, in which they do not see each
     other: one pass gives all log-probabilities, and answers of different lengths cost no padding between them.
 
-    `reference`: the model that the loss compares with, if it compares. `pad_id` fills the row up: to a multiple of
+    `reference` is the model that the loss compares with, None: the trained model without its adapters. `logps` take the place
+    of either: log-probabilities of all pairs, computed once. `pad_id` fills the row up: to a multiple of
     --pad-to-multiple-of under --no-pad-to-seq-lengths, else to two sequences of --seq-length per pair.
     """
 
     metrics = METRICS
 
-    def __init__(self, configs: Configs, pad_id: int, reference: ReferenceModel | None) -> None:
-        self._configs, self._pad_id, self._reference = configs, pad_id, reference
+    def __init__(self, configs: Configs, pad_id: int, reference: ReferenceModel | None,
+                 logps: ReferenceLogps | None = None) -> None:
+        self._configs, self._pad_id, self._reference, self._logps = configs, pad_id, reference, logps
 
     def datasets(self, num_samples: tuple[int, int]) -> tuple[Dataset | None, Dataset | None]:
         """See `Objective`."""
         train = self._configs.train
-        return build_train_valid_test(self._configs.data, seq_length=train.seq_length, seed=train.seed,
-                                      num_samples=(*num_samples, 0), kind="pairwise")[:2]
+        datasets = build_train_valid_test(self._configs.data, seq_length=train.seq_length, seed=train.seed,
+                                          num_samples=(*num_samples, 0), kind="pairwise")[:2]
+        if self._logps is not None:
+            self._logps.attach([part for whole in datasets if whole is not None for part in parts_of(whole)],
+                               lambda model, samples: model.outputs(answer_logps, [*map(self.micro_batch, samples)]))
+        return datasets
 
     def micro_batch(self, samples: Sequence[Sample]) -> PairBatch:
         """See `Objective`."""
@@ -62,11 +69,12 @@ class Preference(Objective):
             multiple = 2 * len(samples) * self._configs.train.seq_length
         return pair_batch(samples, self._pad_id, multiple)
 
-    def prepared(self, micro_batches: list[PairBatch]) -> list[PairBatch]:
+    def prepared(self, micro_batches: list[PairBatch], chunks: list[GPTModel]) -> list[PairBatch]:
         """With the reference model's log-probabilities, on the last stage."""
-        if self._reference is None:
+        if self._logps is not None or not self._configs.preference.needs_reference:
             return micro_batches
-        logps = self._reference.outputs(answer_logps, micro_batches) or [None] * len(micro_batches)
+        reference = self._reference or ReferenceModel(chunks)
+        logps = reference.outputs(answer_logps, micro_batches) or [None] * len(micro_batches)
         return [replace(micro, reference=each) for micro, each in zip(micro_batches, logps, strict=True)]
 
     def loss(self, chunk: GPTModel, hidden: Tensor, micro: PairBatch) -> tuple[Tensor, Metrics]:
@@ -104,4 +112,7 @@ def pair_batch(samples: Sequence[Sample], pad_id: int, multiple: int) -> PairBat
         place, learned = slice(bounds[number], bounds[number + 1]), targets != IGNORE
         tokens[place, 0], labels[place, 0], answers[place, number] = ids, np.where(learned, targets, 0), learned
     ends = bounds if bounds[-1] == length else np.append(bounds, length)
-    return PairBatch(tokens, labels, ends.astype(np.int32), answers, answers.sum(axis=0))
+    known = "reference" in samples[0]
+    reference = np.stack([sample["reference"] for sample in samples], axis=1).reshape(-1) if known else None
+    return PairBatch(tokens, labels, ends.astype(np.int32), answers, answers.sum(axis=0),
+                     from_numpy(reference) if known else None)

@@ -7,7 +7,8 @@ from mindspore import Tensor
 from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.batch import Dataset, build_train_valid_test
-from mindspeed_llm.training.objectives.objective import Objective, Sample, TokenBatch, token_batch, token_loss
+from mindspeed_llm.training.micro_batch import Sample
+from mindspeed_llm.training.objectives.objective import Objective, TokenBatch, token_batch, token_loss
 from mindspeed_llm.training.passes import Metrics
 
 PROMPT_TOKENS = 64
