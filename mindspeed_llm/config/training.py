@@ -134,7 +134,8 @@ class CheckpointConfig:
     """Where checkpoints come from and go to; intervals are in iterations."""
 
     load: str | None = option(None, Flag(
-        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights. To generate or evaluate also "
+        "the directory of a Hugging Face model"))
     lora_load: str | None = option(None, Flag(
         kind.path(), MODEL, "checkpoint directory with adapters, whose base is --load; training goes on where they were "
         "saved (with --finetune: starts at iteration 0). In a conversion: adapters to merge, to write as PEFT does "
