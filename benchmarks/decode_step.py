@@ -17,8 +17,8 @@ import numpy as np
 from train_step import BENCH, ROOT, alternate, compared, peer_model, read_inputs, side_options, step_options
 
 
-def our_generator(data, dtype):
-    """A generator over the weights in `data`."""
+def our_generator(data, options):
+    """A Generator over these weights."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm import kernels
     from mindspeed_llm.checkpoint.dtypes import cast
@@ -29,18 +29,18 @@ def our_generator(data, dtype):
     from mindspeed_llm.generation.generator import Generator
     from mindspeed_llm.runtime import device
     device.setup()
-    kernels.setup(dtype)
+    kernels.setup(options.dtype)
     model, parallel = ModelConfig(**BENCH), ParallelConfig()
     state = parallel_state.build(model, parallel)
-    chunk = GPTModel(model, parallel, state, device.dtype(dtype), trainable=False)
+    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
     for name in chunk.parameters.specs:
-        chunk.parameters.load(name, cast(data[name], "fp32", dtype))
+        chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
     return Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
 
 
 def ours(data, options):
     """Returns the function that decodes: greedy ids `(tokens, batch)`."""
-    generator = our_generator(data, options.dtype)
+    generator = our_generator(data, options)
     from mindspeed_llm.generation.sampling import greedy
     caches, start = generator.prefill(data["ids"].tolist())
 

@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder) / "inputs.npz", 1, 1)
-        generator = our_generator(read_inputs(Path(folder) / "inputs.npz"), options.dtype)
+        generator = our_generator(read_inputs(Path(folder) / "inputs.npz"), options)
     from mindspeed_llm.generation.config import GenerationConfig
     from mindspeed_llm.generation.engine import EngineLimits, Request
     from mindspeed_llm.generation.generator import Generator

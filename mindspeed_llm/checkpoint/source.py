@@ -18,6 +18,7 @@ class WeightSource(Protocol):
     iteration: int
     lora: LoraConfig | None
     adapters_only: bool
+    warning: str | None
 
     def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
         """The weight of `spec` as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given."""

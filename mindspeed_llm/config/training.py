@@ -136,6 +136,8 @@ class CheckpointConfig:
     load: str | None = option(None, Flag(
         kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights. To generate or evaluate also "
         "the directory of a Hugging Face model"))
+    ckpt_step: int | None = option(None, Flag(
+        kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
     lora_load: str | None = option(None, Flag(
         kind.path(), MODEL, "checkpoint directory with adapters, whose base is --load; training goes on where they were "
         "saved (with --finetune: starts at iteration 0). In a conversion: adapters to merge, to write as PEFT does "
@@ -147,6 +149,12 @@ class CheckpointConfig:
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    async_save: bool = option(False, Flag(
+        kind.switch(), TRAIN, "copy what is to be saved and write it while training goes on; takes as much host memory "
+        "again as the saved state of a rank"))
+    save_total_limit: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "training checkpoints to keep in --save: a save removes the oldest beyond these",
+        default="all are kept"))
     finetune: bool = option(False, Flag(
         kind.switch(), TRAIN, "take only the weights of --load and start at iteration 0"))
     no_load_optim: bool = option(False, Flag(kind.switch(), TRAIN, "start with a fresh optimizer"))
@@ -188,6 +196,8 @@ class ConvertConfig:
         kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
     target_pipeline_parallel_size: int = option(1, Flag(
         kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
+    verify: str | None = option(None, Flag(
+        kind.path(), CONVERT, "convert nothing: check every file and tensor of this mcore checkpoint directory"))
     save_lora_to_hf: bool = option(False, Flag(
         kind.switch(), CONVERT, "for mg -> hf: write the adapters of --lora-load as a PEFT adapter directory instead of "
         "merging them"))

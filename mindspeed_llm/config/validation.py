@@ -132,6 +132,8 @@ def _require(value: object, flag: str, why: str) -> None:
 
 def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
+    if convert.verify is not None:
+        return
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
     if convert.save_lora_to_hf and convert.save_model_type != "hf":

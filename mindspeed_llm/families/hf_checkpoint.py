@@ -19,7 +19,7 @@ class HfCheckpoint:
     needs it. Raises UserError or FileNotFoundError naming `flag` or the file for what is damaged or unknown.
     """
 
-    iteration, noop_layers, lora, adapters_only = 1, (), None, False
+    iteration, noop_layers, lora, adapters_only, warning = 1, (), None, False, None
 
     def __init__(self, directory: str | Path, size: int, flag: str) -> None:
         self.directory = Path(directory)

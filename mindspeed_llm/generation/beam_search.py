@@ -44,10 +44,10 @@ def beam_search(generator: Generator, prompt: Sequence[int], config: GenerationC
     `num_beams` finished answers and no beam's mean is above the worst of these (a beam could still recover: the usual
     heuristic, that of Hugging Face's early_stopping=False), or at a length limit, where the beams count as answers.
 
-    With `config.do_sample` a step does not look at all extended beams, but at some that it draws, without replacement and
-    with probabilities that go as the exponential of their totals (Hugging Face's beam search with do_sample=True).
-    Log-probabilities are then divided by the temperature, and those outside of top-k and top-p left out. `number` is the
-    prompt's, for its random stream.
+    With `config.do_sample` a step does not look at all extended beams, but at some that it draws, without replacement
+    and with probabilities that go as the exponential of their totals (Hugging Face's beam search with do_sample=True).
+    Log-probabilities are then divided by the temperature, and those outside of top-k and top-p left out. `number` is
+    the prompt's, for its random stream.
     """
     num_beams, stop_ids = config.num_beams, config.stop_ids
     if num_beams > generator.vocab_size:
@@ -78,9 +78,9 @@ def beam_search(generator: Generator, prompt: Sequence[int], config: GenerationC
 
 def _candidates(generator: Generator, logits: VocabShard | None, sequences: list[list[int]], beams: list[Beam],
                 width: int, config: GenerationConfig, stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities fp32 and ids of the tokens to look at, `(beams, width)`, on every stage; -1 where there are fewer.
+    """Log-probabilities fp32 and ids of the tokens to look at, `(beams, width)`, on every stage.
 
-    They are the likeliest ones, or drawn.
+    They are the likeliest ones, or drawn; -1 where there are fewer.
     """
     packed = None
     if logits is not None:
@@ -95,8 +95,8 @@ def _draw(log_probs: VocabShard, beams: list[Beam], width: int, config: Generati
           stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Of all extended beams `width` that are drawn: log-probabilities and ids, as `VocabShard.top` gives them.
 
-    Adding Gumbel noise and taking the largest draws without replacement (Kool et al., "Stochastic Beams and Where to Find
-    Them", ICML 2019).
+    Adding Gumbel noise and taking the largest draws without replacement (Kool et al., "Stochastic Beams and Where to
+    Find Them", ICML 2019).
     """
     values, ids = log_probs.top(config.top_k or log_probs.vocab_size)
     values = (values.astype(np.float64) / config.temperature).astype(np.float32)

@@ -27,6 +27,8 @@ def run(configs: Configs) -> None:
     source, notes = checkpointing.find(configs.checkpoint)
     adapters = find_adapters(configs.checkpoint.lora_load, source, f"--load {configs.checkpoint.load}")
     configs = resolve(configs, source, adapters)
+    if adapters is not None and adapters is not source and adapters.warning:
+        notes = [*notes, adapters.warning]
     resumed = source if configs.lora is None else adapters
     configs = checkpointing.restore_seed(configs, resumed)
     train = configs.train

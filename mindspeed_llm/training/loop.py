@@ -16,7 +16,6 @@ from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, for
 from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
-from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches
 from mindspeed_llm.training.checkpointing import Progress
 from mindspeed_llm.training.logs import Boards, IterationRecord, metric_fields
@@ -24,6 +23,7 @@ from mindspeed_llm.training.loss_scale import LossScale
 from mindspeed_llm.training.micro_batch import MicroBatch
 from mindspeed_llm.training.passes import LossPasses
 from mindspeed_llm.training.profiling import Profiler
+from mindspeed_llm.training.saving import Saver
 from mindspeed_llm.training.signals import ExitSignal
 from mindspeed_llm.training.throughput import Throughput
 from mindspeed_llm.training.validation_samples import ValidationSamples
@@ -51,6 +51,7 @@ class Trainer:
         self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
         self.batches, self.samples = batches, samples
         self.throughput = Throughput(chunks, session.state) if configs.train.log_throughput else None
+        self.saver = Saver(configs, optimizer, scale, session.state, session.params_dtype)
         self.skipped = self.nans = 0
 
     def train(self) -> None:
@@ -78,6 +79,7 @@ class Trainer:
                 paused = time.perf_counter()
                 self._validate(boards)
                 started += time.perf_counter() - paused
+            self.saver.poll()
             stopping = stop.on_any_rank()
             if stopping or self._at(self.configs.checkpoint.save_interval):
                 paused = time.perf_counter()
@@ -89,6 +91,7 @@ class Trainer:
                 break
         profiler.close()
         self._save(saved)
+        self.saver.finish()
         boards.close()
 
     @traced("iteration", "iteration")
@@ -164,12 +167,9 @@ class Trainer:
         return bool(interval) and self.progress.iteration % interval == 0
 
     def _save(self, last_saved: int) -> int:
-        """Save unless this iteration is saved already; returns the iteration now on disk."""
-        config, configs = self.configs.checkpoint, self.configs
-        if config.save and self.progress.iteration > last_saved:
-            checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
-                               self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim, adapters_only=config.lora_ckpt_filter)
+        """Save unless this iteration is saved already; returns the iteration that is on disk, or on its way there."""
+        if self.configs.checkpoint.save and self.progress.iteration > last_saved:
+            self.saver.save(self.progress)
         return self.progress.iteration
 
 

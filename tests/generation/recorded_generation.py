@@ -1,4 +1,4 @@
-"""What Hugging Face's `generate` said (generation.npz, see tests/golden/make_generation.py), and the model it said it with."""
+"""What Hugging Face's `generate` said (generation.npz, see tests/golden/make_generation.py), and the model that it is of."""
 
 import functools
 import json

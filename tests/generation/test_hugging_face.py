@@ -54,7 +54,7 @@ def test_draws_follow_hugging_faces_distribution(number):
 
 
 def _chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """The statistic over what one in a thousand seeds passes; tokens that are expected less than 5 times are one class."""
+    """The statistic over what one in a thousand seeds passes; tokens expected less than 5 times are one class."""
     expected = DRAWS * probabilities
     rare = expected < 5
     counts = np.append(counts[~rare], counts[rare].sum())

@@ -4,10 +4,10 @@ layers multiplied by SHARPENED: as it is it repeats one token.
     pip install torch==2.13.0 transformers==5.24.0 'numpy<2' && python tests/golden/make_generation.py
 
 Greedy search, greedy search with a repetition penalty, beam search, beam search with a repetition penalty: the answer's
-ids (filled with -1 behind the end, a stop token included) of each prompt, for beam search of each of the best beams with
-its score. A prompt where rounding might decide is left out: the two best next tokens of greedy search must be apart by
-MARGIN. Also the probabilities that Hugging Face samples from after some logits, for some settings of temperature, top-k,
-top-p and repetition penalty. Everything is fp32.
+ids (filled with -1 behind the end, a stop token included) of each prompt, for beam search of each of the best beams,
+with its score. A prompt where rounding might decide is left out: the two best next tokens of greedy search must be apart by
+MARGIN. Also the probabilities that Hugging Face samples from after some logits, for some settings of temperature,
+top-k, top-p and repetition penalty. Everything is fp32.
 """
 
 import json
@@ -101,8 +101,8 @@ def main() -> None:
     record["probabilities"] = np.stack([probabilities(model, prompts[0], how) for how in SAMPLING])
     path = folder / "generation.npz"
     np.savez_compressed(path, **record)
-    print(f"{path.name}: {path.stat().st_size} bytes; mean length {np.mean(record['greedy'] >= 0) * NEW_TOKENS:.1f} greedy, "
-          f"{np.mean(record['penalized'] >= 0) * NEW_TOKENS:.1f} penalized; different tokens in an answer "
+    print(f"{path.name}: {path.stat().st_size} bytes; mean length {np.mean(record['greedy'] >= 0) * NEW_TOKENS:.1f} "
+          f"greedy, {np.mean(record['penalized'] >= 0) * NEW_TOKENS:.1f} penalized; different tokens in an answer "
           f"{np.mean([len(set(answer)) for answer in answers]):.1f}")
 
 

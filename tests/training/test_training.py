@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.structure import model_specs
@@ -87,6 +88,33 @@ def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     found = losses(output)
     assert found[:6] == found[6:]
+
+
+def test_a_save_in_the_background_is_the_same_checkpoint(train, tmp_path, capsys):
+    """Every save in turn, the last one finished at exit; old ones go; resuming follows the uninterrupted run."""
+    flags = ("--train-iters", 6, "--save-interval", 2)
+    train(*flags, "--save", tmp_path / "sync")
+    expected = losses(capsys.readouterr().out)
+    train(*flags, "--save", tmp_path / "async", "--async-save", "--save-total-limit", 2)
+    output = capsys.readouterr().out
+    assert [f"iteration {n} to {tmp_path / 'async'}" in output for n in (2, 4, 6)] == [True] * 3
+    assert sorted(path.name for path in (tmp_path / "async").iterdir()) == [
+        "iter_0000004", "iter_0000006", "latest_checkpointed_iteration.txt"]
+    for iteration in (4, 6):
+        files = [(tmp_path / kind / f"iter_000000{iteration}/mp_rank_00/{name}.safetensors").read_bytes()
+                 for name in ("model", "optimizer_dp_000") for kind in ("sync", "async")]
+        assert files[0] == files[1] and files[2] == files[3]
+    train("--train-iters", 6, "--load", tmp_path / "async", "--ckpt-step", 4)
+    assert losses(capsys.readouterr().out) == expected[4:]
+
+
+def test_a_failed_write_in_the_background_ends_the_job(train, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise UserError("cannot write model.safetensors: No space left on device")
+    monkeypatch.setattr(checkpoint, "write_model_file", fail)
+    with pytest.raises(UserError, match="No space left"):
+        train("--train-iters", 4, "--save-interval", 1, "--save", tmp_path / "c", "--async-save")
+    assert not list((tmp_path / "c").glob("iter_*[0-9]")) and not list(tmp_path.glob("c/*.txt"))
 
 
 def test_finetune_starts_again(train, tmp_path, capsys):

@@ -11,11 +11,11 @@ Rank 0 prints, for every task but chat and every prompt, a block of this form (s
     =============================================
     elapsed: 1.23 s | new tokens: 45 | tokens/s: 36.6 | ended by: stop
 
-The titles are `Greedy Search`, `Do Sample`, `Beam Search` and `Beam Search with sampling`. With a single prompt the answer appears as it is
-generated (beam search excepted: its answer is known at the end). Several prompts run together, up to TOGETHER at a
-time; the numbers then are those of all of them, printed once after the last block. `ended by` is `stop` (the model's
-stop token), `length` (--max-new-tokens) or `positions` (the longest sequence that the model takes). A beam search has
-`score` there, the mean log-probability of the answer's tokens.
+The titles are `Greedy Search`, `Do Sample`, `Beam Search` and `Beam Search with sampling`. With a single prompt the
+answer appears as it is generated (beam search excepted: its answer is known at the end). Several prompts run
+together, up to TOGETHER at a time; the numbers then are those of all of them, printed once after the last block.
+`ended by` is `stop` (the model's stop token), `length` (--max-new-tokens) or `positions` (the longest sequence that
+the model takes). A beam search has `score` there, the mean log-probability of the answer's tokens.
 
 With `--output` rank 0 also writes a JSON line for every task but chat and every prompt: `task`, `prompt`, `text`,
 `ids`, `log_probs` (of each id, see `decoding.Answer` and `beam_search.Hypothesis`), `finish_reason` (as `ended by`),

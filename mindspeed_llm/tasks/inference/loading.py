@@ -52,9 +52,12 @@ def load(configs: Configs) -> Loaded:
     there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
     """
     join_job(configs.train, configs.parallel)
-    checkpoint = require_checkpoint(configs.checkpoint.load, configs.parallel.tensor_model_parallel_size)
+    checkpoint = require_checkpoint(configs.checkpoint.load, configs.checkpoint.ckpt_step,
+                                    configs.parallel.tensor_model_parallel_size)
     adapters = find_adapters(configs.checkpoint.lora_load, checkpoint, f"--load {configs.checkpoint.load}")
     configs = _with_checkpoint(configs, checkpoint, adapters)
+    warnings = [found.warning for found in (checkpoint, adapters) if found is not None and found.warning]
+    configs = replace(configs, notes=[*configs.notes, *dict.fromkeys(warnings)])
     data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
     for name in configs.inference.add_eos_token if configs.inference else ():
@@ -77,8 +80,9 @@ def load(configs: Configs) -> Loaded:
     return Loaded(configs, session.state, model, tokenizer)
 
 
-def require_checkpoint(load_dir: str | None, tensor_parallel_size: int = 1) -> WeightSource:
-    """Open the checkpoint or the Hugging Face directory of `--load`.
+def require_checkpoint(load_dir: str | None, iteration: int | None = None,
+                       tensor_parallel_size: int = 1) -> WeightSource:
+    """Open the checkpoint of `--load` (`--ckpt-step`), or the Hugging Face directory.
 
     Raises UserError or FileNotFoundError where there is none.
     """
@@ -87,7 +91,7 @@ def require_checkpoint(load_dir: str | None, tensor_parallel_size: int = 1) -> W
                         "weights have nothing to say)")
     if not Path(load_dir).is_dir():
         raise FileNotFoundError(f"--load {load_dir}: no such directory; convert_ckpt.py or pretrain_gpt.py makes one")
-    checkpoint = open_checkpoint(load_dir)
+    checkpoint = open_checkpoint(load_dir, iteration)
     if checkpoint is not None:
         return checkpoint
     if (Path(load_dir) / "config.json").is_file():
