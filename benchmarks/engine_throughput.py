@@ -4,8 +4,8 @@
     python benchmarks/engine_throughput.py --dtype bf16 --clients 8 --rounds 5
 
 Throughput: clients that each ask anew as soon as they are answered, against one client that asks the same one after
-another; they take turns, medians of the tokens a second. Time to the first token: of a request whose first --prefix tokens
-the engine has never seen, and of one that follows with the same beginning and another end, on an idle engine.
+another; they take turns, medians of the tokens a second. Time to the first token: of a request whose first --prefix
+tokens the engine has never seen, and of one that follows with the same beginning and another end, on an idle engine.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=24, help="of a turn")
-    parser.add_argument("--prompt", type=int, default=64, help="mean tokens of a prompt; they have half to one and a half")
+    parser.add_argument("--prompt", type=int, default=64, help="mean tokens of a prompt; half to one and a half of it")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--prefix", type=int, default=2000, help="tokens of the shared beginning")
     parser.add_argument("--rounds", type=int, default=3)
@@ -89,8 +89,8 @@ def main() -> None:
     cold, warm = [], []
     for _ in range(options.rounds):
         prefix = ids(options.prefix)
-        asking = Asking(generator, [Request(name, prefix + ids(20), GenerationConfig(1)) for name in ("new", "known")], 1,
-                        limits)
+        asking = Asking(generator, [Request(name, prefix + ids(20), GenerationConfig(1)) for name in ("new", "known")],
+                        1, limits)
         cold.append(asking.first["new"])
         warm.append(asking.first["known"])
     print(f"{options.dtype}: first token after {options.prefix} + 20 tokens: {median(cold) * 1000:.0f} ms, with the "

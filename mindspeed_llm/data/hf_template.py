@@ -1,8 +1,9 @@
 """Conversations written by the chat template that comes with a Hugging Face tokenizer (`--hf-chat-template`).
 
 The template is Jinja, out of a directory that anybody may have written: it runs in Jinja's sandbox, where it can reach
-nothing but what it is given, and has what templates expect to find in transformers (its documentation, "Chat templates"):
-blocks without their white space, loop controls, `raise_exception`, `strftime_now`, `tojson` as it is in JSON.
+nothing but what it is given, and has what templates expect to find in transformers (its documentation, "Chat
+templates"): blocks without their white space, loop controls, `raise_exception`, `strftime_now`, `tojson` as it is in
+JSON.
 
 What it writes is text; the special tokens in it are tokens. Those that a message contains are the message's text, as in
 `Template`: they are marked before the template sees them.
@@ -29,13 +30,13 @@ class HfTemplate:
         self._where, text, self._names = _find(Path(directory))
         self._compile(text)
 
-    def encode_prompt(self, tokenizer: Tokenizer, messages: Sequence[Message], system: str = "") -> list[int]:
-        """A conversation that ends with a query, for generation, as `Template.encode_prompt`.
+    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+        """A conversation to answer next, as `Template.encode_chat`, but for tools.
 
         Raises UserError where the template refuses it.
         """
         special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))) or "$^")
-        said = "".join((system, *(message.content for message in messages)))
+        said = "".join(message.content for message in messages)
         mark = next(character for character in _PRIVATE if character not in said)
 
         def marked(text: str) -> str:
@@ -44,10 +45,8 @@ class HfTemplate:
         def text_ids(text: str) -> list[int]:
             return tokenizer.encode(text.replace(mark, "")) if text else []
 
-        turns = [{"role": "system", "content": marked(system)}] if system else []
-        turns += [{"role": _ROLES.get(message.role, message.role), "content": marked(message.content)}
-                  for message in messages]
-        text = self._render(turns)
+        text = self._render([{"role": _ROLES.get(message.role, message.role), "content": marked(message.content)}
+                             for message in messages])
         ids: list[int] = []
         start = 0
         for found in special.finditer(text):
@@ -105,8 +104,8 @@ def _find(directory: Path) -> tuple[Path, str, dict[str, str]]:
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)
                     }.get("default")
     if not isinstance(template, str):
-        raise FileNotFoundError(f"--hf-chat-template: {directory} has neither chat_template.jinja nor a `chat_template` "
-                                "in tokenizer_config.json: leave the flag out")
+        raise FileNotFoundError(f"--hf-chat-template: {directory} has neither chat_template.jinja nor a "
+                                "`chat_template` in tokenizer_config.json: leave the flag out")
     return stated, template, names
 
 

@@ -15,8 +15,8 @@ from mindspeed_llm.families.weight_map import hf_shapes, mapped_tensors
 class HfCheckpoint:
     """The weights in a Hugging Face directory, with what a job that generates asks of a `checkpoint.Checkpoint`.
 
-    The layout is the one that config.json is of. The vocabulary is padded with zero rows as tensor parallelism of `size`
-    needs it. Raises UserError or FileNotFoundError naming `flag` or the file for what is damaged or unknown.
+    The layout is the one that config.json is of. The vocabulary is padded with zero rows as tensor parallelism of
+    `size` needs it. Raises UserError or FileNotFoundError naming `flag` or the file for what is damaged or unknown.
     """
 
     iteration, noop_layers, lora, adapters_only, warning = 1, (), None, False, None

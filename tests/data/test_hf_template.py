@@ -39,7 +39,8 @@ Assistant:""",
 }
 CHATS = [
     ["What is the capital of France?"],
-    ["What is <|user|>?\n", "Paris <sop>.", "<|assistant|>[gMASK] 你好，世界！ \ue000", "<|endoftext|>", " {{ 7 }} "],
+    ["What is <|user|>?\n", "Paris <sop>.", "<|assistant|>[gMASK] 你好，世界！ \ue000", "<|endoftext|>",
+     " {{ 7 }} "],
 ]
 
 
@@ -51,22 +52,23 @@ def written(folder, text=None, **config):
     return str(folder)
 
 
-def messages(chat):
-    return [Message("assistant" if place % 2 else "user", text) for place, text in enumerate(chat)]
+def messages(chat, system=""):
+    turns = [Message("assistant" if place % 2 else "user", text) for place, text in enumerate(chat)]
+    return [Message("system", system), *turns] if system else turns
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("system", ["", "You are <|system|> a bot."])
 def test_ids_are_those_of_the_same_form(glm_tokenizer, tmp_path, form, chat, system):
-    expected = get_template(form).encode_prompt(glm_tokenizer, messages(chat), system)
+    expected = get_template(form).encode_chat(glm_tokenizer, messages(chat, system))
     names = {"eos_token": {"content": "<|endoftext|>"}, "added_tokens_decoder": {}}
     files = [written(tmp_path / "a", FORMS[form], chat_template="not this", **names),
              written(tmp_path / "b", chat_template=FORMS[form], **names),
              written(tmp_path / "c", chat_template=[{"name": "tool_use", "template": "x"},
                                                     {"name": "default", "template": FORMS[form]}], **names)]
     for folder in files:
-        found = HfTemplate(folder).encode_prompt(glm_tokenizer, messages(chat), system)
+        found = HfTemplate(folder).encode_chat(glm_tokenizer, messages(chat, system))
         assert glm_tokenizer.decode(found, skip_special=False) == glm_tokenizer.decode(expected, skip_special=False)
         assert found == expected
 
@@ -74,7 +76,7 @@ def test_ids_are_those_of_the_same_form(glm_tokenizer, tmp_path, form, chat, sys
 def test_what_templates_find(glm_tokenizer, tmp_path):
     """JSON as it is, not escaped for HTML; the date; nothing of tools."""
     text = "{{ {'a': '<é>'} | tojson }}{{ strftime_now('%Y') | length }}{{ tools is none }}"
-    ids = HfTemplate(written(tmp_path, text)).encode_prompt(glm_tokenizer, messages(CHATS[0]))
+    ids = HfTemplate(written(tmp_path, text)).encode_chat(glm_tokenizer, messages(CHATS[0]))
     assert glm_tokenizer.decode(ids) == '{"a": "<é>"}4True'
 
 
@@ -84,7 +86,7 @@ def test_what_templates_find(glm_tokenizer, tmp_path):
     ("{{ messages[9].content.x }}", "does not take"), ("{{ 1 // 0 }}", "does not take")])
 def test_templates_that_are_refused(glm_tokenizer, tmp_path, text, words):
     with pytest.raises(UserError, match=words):
-        HfTemplate(written(tmp_path, text)).encode_prompt(glm_tokenizer, messages(CHATS[0]))
+        HfTemplate(written(tmp_path, text)).encode_chat(glm_tokenizer, messages(CHATS[0]))
 
 
 def test_directories_without_a_template(tmp_path):

@@ -1,4 +1,4 @@
-"""What Hugging Face's `generate` said (generation.npz, see tests/golden/make_generation.py), and the model that it is of."""
+"""What Hugging Face's `generate` said (generation.npz, see tests/golden/make_generation.py), and the model it is of."""
 
 import functools
 import json
