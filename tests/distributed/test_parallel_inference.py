@@ -66,7 +66,7 @@ def test_mmlu_equals_one_process(results, case):
 
 
 @pytest.mark.parametrize(("tp", "pp", "prompts", "beam_prompts"), [
-    (2, 2, 8, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
+    (2, 2, 4, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
 def test_answers_are_hugging_faces(ranks, tp, pp, prompts, beam_prompts):
     """The engine tells rank 0, a beam search every rank: those of all stages, and of a data-parallel replica."""
     found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts)
