@@ -143,7 +143,8 @@ class CheckpointConfig:
     """Where checkpoints come from and go to; intervals are in iterations."""
 
     load: str | None = option(None, Flag(
-        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights. To generate or evaluate also "
+        "the directory of a Hugging Face model"))
     ckpt_step: int | None = option(None, Flag(
         kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
     lora_load: str | None = option(None, Flag(
@@ -220,8 +221,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to "
-        "generate, or serve: answer requests over HTTP"))
+        kind.words("greedy", "do_sample", "beam_search", "beam_search_with_sampling", "chat", "serve"), INFERENCE,
+        "one or several ways to generate, or serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(
@@ -241,7 +242,16 @@ class InferenceConfig:
     repetition_penalty: float = option(1.0, Flag(
         kind.number(above=0.0), INFERENCE, "logits of tokens that prompt or answer already have are divided by this "
         "(negative ones multiplied); 1.0: no penalty"))
-    num_beams: int = option(4, Flag(kind.integer(1), INFERENCE, "beams of beam_search"))
+    num_beams: int = option(4, Flag(
+        kind.integer(1), INFERENCE, "beams of beam_search and beam_search_with_sampling"))
+    hf_chat_template: bool = option(False, Flag(
+        kind.switch(), INFERENCE, "write conversations with the Jinja template in the tokenizer's directory "
+        "(chat_template.jinja, or tokenizer_config.json) instead of the one of --prompt-type"))
+    add_eos_token: tuple[str, ...] = option((), Flag(
+        kind.words(), INFERENCE, "more tokens that end an answer, by their text", default="none"))
+    history_turns: int | None = option(None, Flag(
+        kind.integer(0), INFERENCE, "earlier questions of a chat, with their answers, that the model is shown",
+        default="as many as fit"))
     no_chat_template: bool = option(False, Flag(
         kind.switch(), INFERENCE + EVALUATION + TRAIN, "the prompt is given to the model as it is",
         fields=("inference.no_chat_template", "evaluation.no_chat_template")))

@@ -242,6 +242,11 @@ def _check_inference(configs: Configs) -> None:
         if value and set(inference.task) == {"chat"}:
             raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
                             "it out")
+    if inference.history_turns is not None and "chat" not in inference.task:
+        raise UserError(f"--history-turns ({inference.history_turns}) is of --task chat: add that, or leave it out")
+    if inference.hf_chat_template and (inference.no_chat_template or configs.data.prompt_type):
+        other = "--no-chat-template" if inference.no_chat_template else f"--prompt-type ({configs.data.prompt_type})"
+        raise UserError(f"--hf-chat-template and {other} exclude each other: use one")
     if inference.system_prompt and inference.no_chat_template:
         raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
                         "text into the prompt")
@@ -278,6 +283,9 @@ def _check_serving(configs: Configs) -> None:
     given = [flag_name(name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
                                           "num_beams", "prompt_file", "output") if name in configs.explicit]
     given += ["--prompt"] if inference.prompts else []
+    if inference.hf_chat_template:
+        raise UserError("--hf-chat-template is not for --task serve, which needs the form of tool calls and thoughts: "
+                        "leave it out, or name a template with --prompt-type")
     if given:
         raise UserError(f"{given[0]} is not for --task serve: clients say so in each request; leave it out")
     if serve.kv_cache_tokens is not None and "seq_length" in configs.explicit and serve.kv_cache_tokens < length:

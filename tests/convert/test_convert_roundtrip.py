@@ -13,10 +13,10 @@ from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.core.structure import model_specs
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.hf_directory import HfDirectory
 from mindspeed_llm.tasks.convert import run
 from mindspeed_llm.tasks.convert.export_plan import Tensor, plan_shards
-from mindspeed_llm.families import find_layout
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
 
 LAYOUTS = {"chatglm3": (chatglm_config(), chatglm_tensors()),
            "glm": (native_config("glm"), native_tensors(chatglm_tensors(), False)),

@@ -24,6 +24,7 @@ from mindspeed_llm.tasks.inference.chat import Conversation
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from tests.evaluation.layouts import write_all
+from tests.generation.recorded_generation import answers, beams, recorded_generator
 from tests.inference.tiny_job import configs
 
 PROMPTS = ("A. one", "Answer: what is the one choice about (with) questions?", "D")
@@ -140,3 +141,10 @@ def everything(folder: str, flags: str) -> dict | None:
         found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split()),
                                       "served": served(loaded.generator())}
     return found if loaded.is_rank_0 else None
+
+
+def recorded(tp: int, pp: int, prompts: int, beam_prompts: int) -> dict:
+    """Answers and beams of the model of which Hugging Face's answers are recorded."""
+    generator = recorded_generator(tp, pp)
+    return answers(generator, prompts) | {name: beams(generator, name, beam_prompts)[0]
+                                          for name in ("beams", "penalized_beams")}

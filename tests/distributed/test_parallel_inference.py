@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.generation.recorded_generation import rows
 from tests.inference.tiny_job import write_job
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
@@ -66,3 +67,14 @@ def test_benchmarks_equal_one_process(results, case, task):
             assert any(text for _, text in found["answers"])
         else:  # log-probabilities of a few tokens in fp32, summed in another order
             np.testing.assert_allclose(found["log_probs"], expected["log_probs"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tp", "pp", "prompts", "beam_prompts"), [
+    (2, 2, 4, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
+def test_answers_are_hugging_faces(ranks, tp, pp, prompts, beam_prompts):
+    """The engine tells rank 0, a beam search every rank: those of all stages, and of a data-parallel replica."""
+    found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts)
+    for name in ("greedy", "penalized"):
+        assert found[0][name] == rows(name)[:prompts]
+    for name in ("beams", "penalized_beams"):
+        assert [one[name] for one in found] == [rows(name)[:4 * beam_prompts]] * 4

@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspeed_llm.checkpoint import layout as names
-from mindspeed_llm.checkpoint.boxes import shard_boxes
-from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, LazyTensor, cast, check_tag
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, LazyTensor, check_tag
 from mindspeed_llm.checkpoint.files import make_directories, remove_empty
 from mindspeed_llm.checkpoint.load import open_checkpoint
 from mindspeed_llm.checkpoint.save import SaveInfo, begin_save, commit_save, staging_directory, write_model_file
@@ -24,10 +23,10 @@ from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.config.validation import check_parallel
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import chunk_specs
-from mindspeed_llm.tasks.convert.disk import require_space
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
 from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.hf_directory import HfDirectory
 from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
+from mindspeed_llm.tasks.convert.disk import require_space
 
 ITERATION = 1
 
@@ -114,21 +113,12 @@ def _total(stages: list[list[TensorSpec]], by_name: dict[str, Mapped], source: H
 
 
 def _shard(source: HfDirectory, mapped: Mapped, rank: int, size: int, dtype: str | None, progress: tqdm) -> LazyTensor:
-    spec, own = mapped.spec, source.dtype(mapped.pieces[0].name)
-    shape = spec.local_shape(rank, size)
-
     def load() -> np.ndarray:
-        out = np.empty(math.prod(shape), NUMPY_DTYPES[own])
-        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
-        source.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
-        try:
-            result = cast(out, own, dtype or own)
-        except UserError as error:
-            raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
+        result = source.read(mapped, rank, size, dtype).array
         progress.update(result.nbytes)
-        return result.reshape(shape)
+        return result
 
-    return LazyTensor(dtype or own, shape, load)
+    return LazyTensor(dtype or source.dtype(mapped.pieces[0].name), mapped.spec.local_shape(rank, size), load)
 
 
 def _itemsize(source: HfDirectory, mapped: Mapped, dtype: str | None) -> int:

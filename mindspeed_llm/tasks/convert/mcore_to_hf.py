@@ -20,12 +20,12 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
 from mindspeed_llm.config.shape import merge_model, require_noop_layers
 from mindspeed_llm.config.training import ConvertConfig
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.hf_directory import INDEX, SINGLE, HfDirectory
+from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 from mindspeed_llm.tasks.convert.disk import replacing, require_space
 from mindspeed_llm.tasks.convert.export_plan import (WEIGHT_FILE, Shard, Tensor, files_to_copy, index_text, plan_shards)
-from mindspeed_llm.tasks.convert.hf_directory import INDEX, SINGLE, HfDirectory
 from mindspeed_llm.tasks.convert.merging import MergedCheckpoint
-from mindspeed_llm.families import find_layout
-from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 
 Source = Checkpoint | MergedCheckpoint
 _CONFIG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
