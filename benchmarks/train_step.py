@@ -85,8 +85,8 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
     return chosen
 
 
-def ours(data, options):
-    """Returns (step function giving the loss, description)."""
+def ours(data, options, lora=None):
+    """Returns (step function giving the loss, description). `lora`: the adapters that are trained (LoraConfig), or None."""
     sys.path.insert(0, str(ROOT))
     from mindspore import Tensor
 
@@ -104,8 +104,10 @@ def ours(data, options):
     yield  # imports are done: memory is measured from here
     model, parallel = ModelConfig(**BENCH), ParallelConfig()
     state = parallel_state.build(model, parallel)
-    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=not options.forward_only)
-    for name in chunk.parameters.specs:
+    chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), lora=lora,
+                     trainable=not options.forward_only)
+    chunk.parameters.initialize(model, 1234, adapters_only=True)
+    for name in data.keys() & chunk.parameters.specs.keys():
         chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
     ids, labels = (Tensor(np.ascontiguousarray(data[key].T.astype(np.int32))) for key in ("ids", "labels"))
     weights = Tensor(np.full(ids.shape, 1 / ids.size, np.float32))
@@ -165,16 +167,17 @@ def peer_model(data, dtype: str):
     return model
 
 
-def peer(data, options):
-    """The same with PyTorch."""
+def peer(data, options, adapt=lambda model: model):
+    """The same with PyTorch. `adapt` puts adapters into the model and freezes the rest."""
     import torch
     import transformers  # noqa: F401  an import, as the memory that is measured begins after it
     torch.set_num_threads(options.threads)
     yield
-    model = peer_model(data, "fp32" if options.peer_masters else options.dtype)
+    model = adapt(peer_model(data, "fp32" if options.peer_masters else options.dtype))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ids, labels = torch.from_numpy(data["ids"]), torch.from_numpy(data["labels"])
-    optimizer = None if options.forward_only else torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95),
-                                                                    weight_decay=0.1, fused=True)
+    optimizer = None if options.forward_only else torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1,
+                                                                    fused=True)
 
     def forward():
         with torch.autocast("cpu", torch.bfloat16, enabled=options.peer_masters):
@@ -188,16 +191,16 @@ def peer(data, options):
         optimizer.zero_grad()
         loss = forward()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         return float(loss)
     yield step
 
 
-def work(options) -> None:
-    """A worker: one step per line on stdin, its result as JSON on stdout."""
+def work(options, sides) -> None:
+    """A worker: one step per line on stdin, its result as JSON on stdout. `sides`: what each of the workers does."""
     data = read_inputs(options.data)
-    maker = {"ours": ours, "peer": peer}[options.worker](data, options)
+    maker = sides[options.worker](data, options)
     next(maker)
     imported = resident_mb("VmRSS")
     step = next(maker)
@@ -220,15 +223,15 @@ def side_options(parser: argparse.ArgumentParser, work) -> argparse.Namespace:
     return options
 
 
-def alternate(program: Path, options: argparse.Namespace) -> dict[str, list[dict]]:
-    """Run `program --worker ours` and `--worker peer` and let them take turns: every worker's results, in order.
+def alternate(program: Path, options: argparse.Namespace, sides=("ours", "peer")) -> dict[str, list[dict]]:
+    """Run `program --worker ours` and so on and let them take turns: every worker's results, in order.
 
-    The first two turns warm up.
+    The first two turns warm up. `peer` runs in its own environment.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "inputs.npz"
         write_inputs(data, options.batch, options.seq)
-        return _take_turns(program, options, data)
+        return _take_turns(program, options, data, sides)
 
 
 def compared(results: dict[str, list[dict]]) -> tuple[dict[str, float], str]:
@@ -240,11 +243,11 @@ def compared(results: dict[str, list[dict]]) -> tuple[dict[str, float], str]:
                      f"{min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def _take_turns(program: Path, options: argparse.Namespace, data: Path) -> dict[str, list[dict]]:
+def _take_turns(program: Path, options: argparse.Namespace, data: Path, sides) -> dict[str, list[dict]]:
     environment = {**os.environ, **settings(options)}
     jobs = {name: subprocess.Popen([python, program, *sys.argv[1:], "--worker", name, "--data", str(data)],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-            for name, python in (("ours", sys.executable), ("peer", options.peer_python))}
+            for name in sides for python in [options.peer_python if name == "peer" else sys.executable]}
     results = {name: [] for name in jobs}
     for _ in range(options.steps + 2):
         for name, job in jobs.items():
@@ -260,7 +263,7 @@ def _take_turns(program: Path, options: argparse.Namespace, data: Path) -> dict[
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--peer-masters", action="store_true", help="bf16: fp32 parameters and autocast for the peer")
-    options = side_options(parser, work)
+    options = side_options(parser, lambda options: work(options, {"ours": ours, "peer": peer}))
     if options.peer_masters and options.dtype != "bf16":
         parser.error("--peer-masters needs --dtype bf16: in fp32 there is no other copy of the parameters")
     results = alternate(Path(__file__), options)

@@ -16,8 +16,8 @@ class ServeConfig:
         kind.text(), INFERENCE, "address that --task serve listens at; 0.0.0.0: at all of this machine"))
     port: int = option(8000, Flag(kind.integer(0, 65535), INFERENCE, "port of --task serve; 0: any that is free"))
     api_key: str | None = option(None, Flag(
-        kind.text(), INFERENCE, f"key that clients of --task serve must send; others can read it in the list of processes: "
-        f"better set {KEY_VARIABLE}", default=KEY_VARIABLE))
+        kind.text(), INFERENCE, "key that clients of --task serve must send; others can read it in the list of "
+        f"processes: better set {KEY_VARIABLE}", default=KEY_VARIABLE))
     served_model_name: str | None = option(None, Flag(
         kind.text(), INFERENCE, "name of the model for clients of --task serve", default="the name of the --load "
         "directory"))

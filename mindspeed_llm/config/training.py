@@ -211,8 +211,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to generate, or "
-        "serve: answer requests over HTTP"))
+        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to "
+        "generate, or serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(

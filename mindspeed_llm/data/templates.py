@@ -15,10 +15,10 @@ LLaMA-Factory do ("efficient eos"). GLM-4's authors name the three stop tokens `
 (chat) and `<|observation|>` (tool call), https://github.com/zai-org/GLM-4/issues/398. So `<|user|>` and
 `<|observation|>` stay stop tokens of generation, but are not trained here; a tool call ends like any answer.
 
-A served conversation (`Template.encode_chat`) is written as the `chat_template` of the models' Hugging Face repositories
-has it (GLM-4-9B-0414, GLM-Z1-9B-0414). That differs from the training form in one place: tools are a system turn of their
-own before the system prompt, where training joins both in one turn. It also takes turns that training data never have:
-several queries or several answers (tool calls) in a row.
+A served conversation (`Template.encode_chat`) is written as the `chat_template` of the models' Hugging Face
+repositories has it: glm4 as glm-4-9b-chat, glm4_z1 as GLM-Z1-9B-0414. That differs from the training form in what is
+said of tools, which are a system turn of their own before the system prompt, where training joins both in one turn. It
+also takes turns that training data never have: several queries or several answers (tool calls) in a row.
 """
 
 import functools
@@ -38,8 +38,11 @@ GLM4_TOOLS_HEAD = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
     "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
 )
-THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"    # text, not special tokens
 GLM4_TOOL = "\n\n## {name}\n\n{body}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+# as Hugging Face renders the models' own templates, which drops a newline after a control block
+GLM4_CHAT_TOOL = GLM4_TOOL.removeprefix("\n")
+GLM4_CHAT_TOOLS_HEAD = GLM4_TOOLS_HEAD.replace("智谱 AI 公司", "智谱AI")
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"    # text, not special tokens
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Template:
 
     Attributes:
         opening: what stands between a query and its answer; a prompt ends with it.
-        thinking: in a served conversation the model's thoughts come first in its answer, up to THOUGHTS_END; a prompt ends
-            with THOUGHTS_BEGIN, and the thoughts of earlier answers are left out.
+        chat_tools_head: what native tools begin with in a served conversation; in training it is GLM4_TOOLS_HEAD.
+        thinking: in a served conversation the model's thoughts come first in its answer, up to THOUGHTS_END; a prompt
+            ends with THOUGHTS_BEGIN, and the thoughts of earlier answers are left out.
         separator: text between an answer and the next query.
         end_every_turn: the end-of-text token follows every answer in the input; otherwise only the last one, and labels
             alone carry it between turns (see the module text).
@@ -76,6 +80,7 @@ class Template:
     default_system: str = ""
     end_every_turn: bool = True
     native_tools: bool = False
+    chat_tools_head: str = GLM4_CHAT_TOOLS_HEAD
     thinking: bool = False
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], system: str = "", tools: str = "",
@@ -135,16 +140,18 @@ class Template:
                 ids += [tokenizer.eos_id] if self.end_every_turn else []
         return ids
 
-    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: str = "") -> list[int]:
+    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: str = "",
+                    beginning: str = "") -> list[int]:
         """A conversation to answer next, as the model's own chat template writes it (see the module text).
 
         Args:
             messages: in any order of roles; system turns are moved to the front.
             tools: JSON list of tool descriptions, empty for none.
+            beginning: how the answer begins, if the model is not to choose; then there are no thoughts before it.
 
         Raises:
-            UserError: no query, a last message that is none, a tool call that is no JSON, tools in a template that has no
-                form for their calls.
+            UserError: no query, a last message that is none, a tool call that is no JSON, tools in a template that has
+                no form for their calls.
         """
         turns = [_without_thoughts(message) if self.thinking else message for message in messages
                  if message.role != "system"]
@@ -154,7 +161,7 @@ class Template:
             raise UserError(f"prompt type {self.name} has no form for tool calls: leave the tools out")
         ids = list(tokenizer.bos_prefix)
         if tools:
-            ids += _fill(tokenizer, self.system, self._describe_tools(tools))
+            ids += _fill(tokenizer, self.system, self._describe_tools(tools, self.chat_tools_head, GLM4_CHAT_TOOL))
         systems = [message.content for message in messages if message.role == "system"]
         for text in systems or [self.default_system]:
             ids += _fill(tokenizer, self.system, text) if text else []
@@ -168,7 +175,8 @@ class Template:
                 ids += [] if asked else _fill(tokenizer, self.opening, "")
                 ids += self._encode_answer(tokenizer, turn) + ([tokenizer.eos_id] if self.end_every_turn else [])
                 asked = False
-        return ids + (tokenizer.encode("\n" + THOUGHTS_BEGIN) if self.thinking else [])
+        beginning = beginning or ("\n" + THOUGHTS_BEGIN if self.thinking else "")
+        return ids + (tokenizer.encode(beginning) if beginning else [])
 
     def encode_pair(self, tokenizer: Tokenizer, messages: Sequence[Message], chosen: Message, rejected: Message,
                     system: str = "", tools: str = "", max_length: int | None = None
@@ -208,7 +216,7 @@ class Template:
             return _fill(tokenizer, self.assistant, message.content)
         return _fill(tokenizer, self.function, self._describe_call(message.content))
 
-    def _describe_tools(self, tools: str) -> str:
+    def _describe_tools(self, tools: str, head: str = GLM4_TOOLS_HEAD, form: str = GLM4_TOOL) -> str:
         try:
             described = [tool.get("function", tool) for tool in json.loads(tools)]
             names = [tool["name"] for tool in described]
@@ -216,8 +224,8 @@ class Template:
             raise UserError("`tools` is not a JSON list of objects that have a `name`") from None
         if not self.native_tools:
             return "\nTools: " + json.dumps(described, ensure_ascii=False)
-        return GLM4_TOOLS_HEAD + "".join(
-            GLM4_TOOL.format(name=name, body=json.dumps(tool, indent=4, ensure_ascii=False))
+        return head + "".join(
+            form.format(name=name, body=json.dumps(tool, indent=4, ensure_ascii=False))
             for name, tool in zip(names, described)
         )
 
@@ -245,7 +253,7 @@ _GLM4 = Template(
 TEMPLATES = {
     template.name: template for template in (
         _GLM4,
-        replace(_GLM4, name="glm4_z1", thinking=True),
+        replace(_GLM4, name="glm4_z1", chat_tools_head=GLM4_TOOLS_HEAD, thinking=True),
         Template(  # Qwen's; the end of a turn is its end-of-text token
             name="qwen3",
             user="<|im_start|>user\n{content}<|im_end|>\n",

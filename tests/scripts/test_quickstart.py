@@ -77,3 +77,22 @@ def test_running_again_reuses_everything(done):
     again = run(folder)
     assert again.returncode == 0 and again.stdout.count("done before, reused") == 11
     assert "iteration        1/" not in again.stdout
+
+
+@pytest.mark.full
+def test_adapters_after_it(done):
+    folder, _ = done
+    finished = subprocess.run(["bash", str(SCRIPT.with_name("quickstart_posttrain.sh"))], cwd=folder.parent, text=True,
+                              env=script_environment(QUICKSTART_FAST=1, QUICKSTART_DIR=folder), capture_output=True,
+                              timeout=900, stdin=subprocess.DEVNULL)
+    assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-2000:]
+    assert "trainable params: 131,072 || all params: 1,181,824" in finished.stdout
+    assert re.search(r"^accuracy with low-rank adapters: [01]\.\d\d$", finished.stdout, re.M)
+    with open_checkpoint(folder / "ckpt_lora") as saved:
+        assert saved.adapters_only and saved.iteration == 4 and saved.verify() > 0
+    assert {path.name for path in (folder / "lora_peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert (folder / "lora_merged_hf" / "model.safetensors.index.json").is_file()
+    assert re.search(r"^reward accuracy: [01]\.\d\d$", finished.stdout, re.M)
+    assert "576 pairs" in (folder / "make_pairs.log").read_text() and ", 576 computed" not in (folder / "dpo.log").read_text()
+    with open_checkpoint(folder / "ckpt_dpo") as saved:
+        assert saved.iteration == 3 and saved.lora is None

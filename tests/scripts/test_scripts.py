@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.config.command_line import parse
+from mindspeed_llm.config.lora import TARGETS
 from mindspeed_llm.families import FAMILIES
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
@@ -108,6 +109,33 @@ def test_tuning_defaults_are_the_documented_ones(recorder):
     parallel = configs.parallel
     assert (parallel.num_layer_list, parallel.recompute_granularity, parallel.recompute_method,
             parallel.recompute_num_layers) == ((22, 18), "full", "block", 22)
+
+
+def test_preference_tuning_of_all_weights_and_of_adapters(recorder):
+    full, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base")
+    assert full.train.stage == "dpo" and full.data.is_pairwise_dataset and full.data.no_pad_to_seq_lengths
+    assert (full.preference.ref_model, full.preference.precompute_ref, full.preference.dpo_beta) == ("base", True, 0.1)
+    assert (full.checkpoint.load, full.checkpoint.finetune, full.train.seq_length) == ("base", True, 8192)
+    adapters, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", LORA=1)
+    assert adapters.preference.ref_model is None and len(adapters.lora.target_modules) == 4
+    assert adapters.checkpoint.lora_ckpt_filter
+    other, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", REF_MODEL_DIR="other", LORA=1)
+    assert other.preference.ref_model == "other"
+
+
+@pytest.mark.parametrize("script, length, tensor", [("tune_glm4_9b_4k_lora_ms.sh", 4096, 2),
+                                                    ("tune_glm4_9b_32k_lora_ms.sh", 32768, 4)])
+def test_adapters_are_trained_and_resumed(recorder, script, length, tensor):
+    configs, _ = recorder.configs(script, CKPT_LOAD_DIR="base", CKPT_SAVE_DIR="tuned")
+    lora, place = configs.lora, configs.checkpoint
+    assert (lora.target_modules, lora.r, lora.alpha, lora.dropout) == (TARGETS, 16, 32, 0.0)
+    assert (configs.train.stage, configs.train.seq_length, configs.parallel.tensor_model_parallel_size) == (
+        "sft", length, tensor)
+    assert (place.load, place.lora_load, place.finetune, place.lora_ckpt_filter) == ("base", None, True, True)
+    (recorder.folder / "tuned").mkdir()
+    (recorder.folder / "tuned" / "latest_checkpointed_iteration.txt").write_text("5\n")
+    place = recorder.configs(script, CKPT_LOAD_DIR="base", CKPT_SAVE_DIR="tuned")[0].checkpoint
+    assert (place.load, place.lora_load, place.finetune) == ("base", "tuned", False)
 
 
 def test_variables_and_flags_win_without_editing(recorder):

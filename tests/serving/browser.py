@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Tab:
@@ -49,7 +49,8 @@ class Tab:
 
     def open(self, url: str, *, width: int = 1100, height: int = 800, dark: bool = False) -> None:
         """Load a page in a window of that size."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
             {"name": "prefers-reduced-motion", "value": "reduce"}])
@@ -86,7 +87,8 @@ def tab(profile: Path) -> Iterator[Tab]:
         os.dup2(spare[1], 4)
     browser = subprocess.Popen(
         [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--hide-scrollbars", "--disable-background-networking", f"--user-data-dir={profile}", "--remote-debugging-pipe"],
+         "--hide-scrollbars", "--disable-background-networking", f"--user-data-dir={profile}",
+         "--remote-debugging-pipe"],
         close_fds=False, preexec_fn=plug, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "HOME": str(profile)})
     try:

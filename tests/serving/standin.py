@@ -22,8 +22,8 @@ LONGEST = 2000  # tokens
 
 
 class StandIn:
-    """An engine with the interface of generation.engine.Engine. `says(request)` gives the ids of an answer, which come one
-    by one, `pace` seconds apart; the answer ends with `stop` after them.
+    """An engine with the interface of generation.engine.Engine. `says(request)` gives the ids of an answer, which come
+    one by one, `pace` seconds apart; the answer ends with `stop` after them.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -33,7 +33,7 @@ def joined(deltas):
 
 
 def ids_of(tokenizer, text):
-    """Ids of a text in which <|assistant|> is the token, cut at random places so that borders of tokens are anywhere."""
+    """Ids of a text in which <|assistant|> is the token, cut at random so that borders of tokens are anywhere."""
     ids, draw = [], random.Random(len(text))
     for number, part in enumerate(text.split("<|assistant|>")):
         ids += [tokenizer.special("<|assistant|>")] if number else []
@@ -93,7 +93,8 @@ CASES = {
     "call after a newline": ('\nweather_map\n{"a": 1}', {"calls": [("weather_map", '{"a": 1}')]}),
     "calls": ('weather\n{"city": "Paris"}<|assistant|>weather\n{"city": "Rome"}',
               {"calls": [("weather", '{"city": "Paris"}'), ("weather", '{"city": "Rome"}')]}),
-    "words, then a call": ('\nLet me see.<|assistant|>weather\n{}', {"content": "Let me see.", "calls": [("weather", "{}")]}),
+    "words, then a call": ("\nLet me see.<|assistant|>weather\n{}",
+                           {"content": "Let me see.", "calls": [("weather", "{}")]}),
     "thoughts, then a call": ('<think>hm</think>\nweather\n{"x": [1]}', {"thoughts": "hm",
                                                                        "calls": [("weather", '{"x": [1]}')]}),
     "a name and no call": ("weather\nis fine", {"content": "weather\nis fine"}),

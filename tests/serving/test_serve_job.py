@@ -4,12 +4,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from pathlib import Path
 
 import openai
 import pytest
@@ -21,8 +17,8 @@ from mindspeed_llm.tasks.inference import run
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from tests.inference.tiny_job import configs, write_job
+from tests.serving.launched import Launched, free_port, wait_for_health
 
-ROOT = Path(__file__).parents[2]
 QUESTIONS = ("A. one", "B. two", "C. three", "D. 三")
 
 
@@ -31,21 +27,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("serve_job")
     write_job(path)
     return path
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
-
-
-def wait_for_health(url, seconds=120):
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return urllib.request.urlopen(url + "/health", timeout=5).read()
-        except OSError:
-            assert time.monotonic() < end
-            time.sleep(0.05)
 
 
 def answers(url, model, count=1):
@@ -119,54 +100,34 @@ def test_serving_a_model(folder, capsys, monkeypatch):
     (("--prompt", "A"), "--prompt is not for --task serve"),
     (("--temperature", "0.5"), "--temperature is not for --task serve"),
     (("--task", "serve", "greedy"), "--task serve greedy: serve goes on until it is ended"),
-    (("--kv-cache-tokens", "20", "--seq-length", "64"), r"--kv-cache-tokens \(20\) must be at least --seq-length \(64\)"),
+    (("--kv-cache-tokens", "20", "--seq-length", "64"),
+     r"--kv-cache-tokens \(20\) must be at least --seq-length \(64\)"),
 ])
 def test_mistakes_come_before_the_model(folder, monkeypatch, flags, words):
-    monkeypatch.setattr("mindspeed_llm.tasks.inference.serving.server.load", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("mindspeed_llm.tasks.inference.serving.server.load",
+                        lambda _: pytest.fail("the model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
         with pytest.raises(UserError, match=words):
             run(configs("inference", folder, "--task", "serve", *flags))
 
 
-class Launched:
-    """The serving script, started with two ranks; its log is in `log`."""
-
-    def __init__(self, folder, port):
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix,
-                       "CHECKPOINT": str(folder / "checkpoint"), "TOKENIZER_PATH": str(folder / "tokenizer"),
-                       "DTYPE": "fp32", "NPUS_PER_NODE": "2", "TP": "2", "PP": "1", "PORT": str(port),
-                       "MASTER_PORT": str(free_port()), "DEVICE_TARGET": "CPU", "API_KEY": "k",
-                       "LOG_ROOT": str(folder / f"logs{port}")}
-        self.log = folder / f"logs{port}" / "serve_glm4_9b"
-        self.process = subprocess.Popen(["bash", ROOT / "examples/mindspore/glm4/serve_glm4_9b_ms.sh"], env=environment,
-                                        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def rank(self, number):
-        """Process id of a rank."""
-        return int(re.search(r"is process (\d+)", (self.log / f"worker_{number}.log").read_text())[1])
-
-
 @pytest.mark.full
 def test_ranks_serve_and_drain(folder):
-    port = free_port()
-    job, url = Launched(folder, port), f"http://127.0.0.1:{port}"
-    wait_for_health(url)
-    texts = [answer.choices[0].message.content for answer in answers(url, "glm4-9b")]
+    job = Launched(folder)
+    texts = [answer.choices[0].message.content for answer in answers(job.url, job.model)]
     assert len(texts) == len(QUESTIONS)
     job.process.send_signal(signal.SIGTERM)
-    out, _ = job.process.communicate(timeout=60)
-    assert job.process.returncode == 0 and "draining: 0 requests" in out and "the server has ended" in out
+    status, out = job.end()
+    assert status == 0 and "draining: 0 requests" in out and "the server has ended" in out
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_server(folder, rank):
-    port = free_port()
-    job = Launched(folder, port)
-    wait_for_health(f"http://127.0.0.1:{port}")
+    job = Launched(folder)
     killed = time.monotonic()
     os.kill(job.rank(rank), signal.SIGKILL)
-    out, _ = job.process.communicate(timeout=60)
-    assert time.monotonic() - killed < 15 and job.process.returncode == 1
+    status, out = job.end()
+    assert time.monotonic() - killed < 15 and status == 1
     assert f"rank {rank} was ended by signal 9" in out

@@ -12,7 +12,7 @@ from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.runtime import device
-from mindspeed_llm.training import reference_logps
+from mindspeed_llm.training import reference, reference_logps
 from mindspeed_llm.training.objectives.preference_loss import METRICS
 from tests.golden.preference_trial import CASES, PreferenceTrial
 from tests.training.tiny_job import write_pairs
@@ -133,6 +133,32 @@ def test_precomputed_reference_belongs_to_data_model_and_tokenizer(dpo, copied, 
         shutil.copy(path, tmp_path / path.name)
     dpo(*flags)
     assert files() == 5
+
+
+LORA = ("--lora-target-modules", "linear_qkv", "linear_fc2", "--lora-r", 4)
+
+
+def test_adapters_compare_with_their_base(train, dpo, copied, tmp_path, capsys, monkeypatch):
+    """Without a second model, also where training goes on; and as if the base had been named as the reference."""
+    loads = []
+    load = reference.load_weights
+    monkeypatch.setattr(reference, "load_weights", lambda *given: loads.append(1) or load(*given))
+    flags = ("--data-path", copied, *LORA, "--ref-model", "", "--lora-ckpt-filter")
+    dpo(*flags, "--save", tmp_path / "adapters")
+    alone = reported(capsys.readouterr().out)
+    assert not loads and abs(alone[0, :4]).max() < 1e-4 and alone[-1, 3] > 0.01
+    dpo(*flags, "--finetune=false", "--lora-load", tmp_path / "adapters", "--train-iters", 7)
+    (further,) = reported(capsys.readouterr().out)
+    assert not loads and further[3] > 0.01
+    dpo(*flags, "--ref-model", tmp_path / "start")
+    assert loads and np.array_equal(reported(capsys.readouterr().out), alone)
+    dpo(*flags, "--precompute-ref")
+    np.testing.assert_allclose(reported(capsys.readouterr().out)[1:], alone[1:], rtol=1e-4, atol=1e-4)
+    dpo(*flags, "--finetune=false", "--lora-load", tmp_path / "adapters", "--train-iters", 7, "--precompute-ref")
+    assert "12 pairs from" in capsys.readouterr().out
+    dpo(*flags, "--lora-ckpt-filter=false", "--save", tmp_path / "both", "--train-iters", 1)
+    with pytest.raises(UserError, match="--ref-model .*both holds adapters: a reference model has none"):
+        dpo("--ref-model", tmp_path / "both")
 
 
 def test_mistakes(train, dpo, pairs, text_data, tmp_path):

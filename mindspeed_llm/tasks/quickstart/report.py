@@ -126,6 +126,23 @@ def check_accuracy(results: Results, most_before: float | None, least_after: flo
                         f"losses in {REPORT}")
 
 
+def check_adapters(full: Accuracy, adapters: Accuracy, within: float | None) -> None:
+    """Raises UserError when adapters fall short of full tuning by more than `within` (None: no bound)."""
+    if within is not None and adapters.share < full.share - within:
+        raise UserError(f"accuracy with low-rank adapters is {adapters.share:.4f}, that of full fine-tuning "
+                        f"{full.share:.4f}: at most {within} less was expected; see the losses in tune_lora.log")
+
+
+def check_preferences(reward: float, before: Accuracy, after: Accuracy, least_reward: float | None,
+                      within: float | None) -> None:
+    """Raises UserError when preference tuning reached less than `least_reward`, or the evaluation lost more than `within`."""
+    if least_reward is not None and reward < least_reward:
+        raise UserError(f"reward accuracy is {reward:.4f}, at least {least_reward} was expected; see dpo.log")
+    if within is not None and after.share < before.share - within:
+        raise UserError(f"accuracy after preference tuning is {after.share:.4f}, before it was {before.share:.4f}: at most "
+                        f"{within} less was expected; see dpo.log")
+
+
 def _speed(iterations: list[Iteration]) -> str:
     speeds = [line.tokens_per_second for line in iterations if line.tokens_per_second is not None]
     return f", {sorted(speeds)[len(speeds) // 2]:.0f} tokens/s" if speeds else ""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ class _Api:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(given.strip()), self._key):
-            raise ApiError(401, "no key or a wrong one: send the header Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(401, "no key or a wrong one: send the header Authorization: Bearer KEY",
+                           code="invalid_api_key")
 
     def _check_model(self, name: str) -> None:
         if name != self._served.model:
@@ -153,14 +155,16 @@ class _Api:
 
     async def _answer(self, request: Request, body: ChatBody | CompletionBody, plan: Callable[[Any], Job]) -> Response:
         self._check_model(body.model)
+        started = time.monotonic()
         job = await run_in_threadpool(plan, body)   # tokenizing a long prompt takes a while
         stream = self._hub.open(job.requests)
         if body.stream:
-            return _EventsResponse(self._events(job, stream, usage=body.wants_usage), lambda: self._close(job, stream))
+            return _EventsResponse(self._events(job, stream, usage=body.wants_usage),
+                                   lambda: self._close(job, stream, started))
         try:
             return _json(await _unless_left(request, job.whole(stream, self._hub)))
         finally:
-            self._close(job, stream)
+            self._close(job, stream, started)
 
     async def _events(self, job: Job, stream: EventStream, *, usage: bool) -> AsyncIterator[bytes]:
         """Server-sent events. An error after the first one can only be told as one more."""
@@ -171,18 +175,19 @@ class _Api:
             yield _event(_encoded(error.body))
         yield _event(b"[DONE]")
 
-    def _close(self, job: Job, stream: EventStream) -> None:
+    def _close(self, job: Job, stream: EventStream, started: float) -> None:
         left = stream.close()
-        seconds = time.monotonic() - job.started
+        seconds = time.monotonic() - started
         if job.first_token_at is not None:
-            self._metrics.first_token.observe(job.first_token_at - job.started)
+            self._metrics.first_token.observe(job.first_token_at - started)
         self._metrics.duration.observe(seconds)
         reasons = job.reasons + ["cancelled"] * left
         for reason in reasons:
             self._metrics.finished.labels(reason).inc()
         usage = job.usage
         self._say(f"{job.name}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} known), "
-                  f"{usage.completion_tokens} new, {seconds:.2f} s, {' '.join(reasons)}")
+                  f"{usage.completion_tokens} new, {seconds:.2f} s, "
+                  + ", ".join(reason if count == 1 else f"{count} {reason}" for reason, count in Counter(reasons).items()))
 
 
 class _EventsResponse(StreamingResponse):
@@ -218,7 +223,7 @@ async def _unless_left(request: Request, work: Awaitable[dict[str, Any]]) -> dic
 
 async def _parsed(request: Request, model: type[Any]) -> Any:
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
-        # also keeps other sites' pages, which cannot send this type unasked, from using a server on the reader's machine
+        # keeps other sites' pages, which cannot send this type unasked, from using a server on the reader's machine
         raise ApiError(415, "the body must be JSON: send the header Content-Type: application/json",
                        code="unsupported_media_type")
     body = await _body(request)

@@ -29,8 +29,8 @@ class Engine(Protocol):
 class Hub:
     """Takes requests to the engine and brings its events back to those who wait for them.
 
-    All but `on_events` is for the event loop's thread. `limit`: requests that may be under way, those that wait for room
-    in the engine included.
+    All but `on_events` is for the event loop's thread. `limit`: requests that may be under way, those that wait for
+    room in the engine included.
     """
 
     def __init__(self, engine: Engine, limit: int) -> None:
@@ -51,20 +51,26 @@ class Hub:
     def open(self, requests: Sequence[Request]) -> "EventStream":
         """Send requests to the engine; their events come out of the stream, which must be closed.
 
-        Raises ApiError when the server ends or has too much to do, and what the engine raises for a request that it cannot
-        answer; then none is sent.
+        Raises ApiError when the server ends or has too much to do, and what the engine raises for a request that it
+        cannot answer; then none is sent.
         """
         if self.closed:
             raise stopping()
         if len(self._queues) + len(requests) > self._limit:
-            raise ApiError(503, f"{len(self._queues)} requests are under way already: ask again later", code="overloaded")
+            raise ApiError(503, f"{len(self._queues)} requests are under way already: ask again later",
+                           code="overloaded")
         for request in requests:
             self.engine.check(request)
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        for request in requests:
-            self._queues[request.name] = queue
-            self.engine.submit(request)
-        return EventStream(self, {request.name for request in requests}, queue)
+        stream = EventStream(self)
+        try:
+            for request in requests:
+                self.engine.submit(request)     # no event can be delivered before this returns to the event loop
+                stream.names.add(request.name)
+                self._queues[request.name] = stream.queue
+        except BaseException:   # the engine has been closed since it was asked
+            stream.close()
+            raise
+        return stream
 
     def forget(self, name: str) -> None:
         """Take no more events of a request."""
@@ -80,24 +86,24 @@ class Hub:
 class EventStream:
     """Events of some requests, until each has ended. Closed earlier, it cancels those that have not."""
 
-    def __init__(self, hub: Hub, names: set[str], queue: "asyncio.Queue[Event]") -> None:
-        self._hub, self._names, self._queue = hub, names, queue
+    def __init__(self, hub: Hub) -> None:
+        self._hub, self.names, self.queue = hub, set(), asyncio.Queue()
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
     async def __anext__(self) -> Event:
-        if not self._names:
+        if not self.names:
             raise StopAsyncIteration
-        event = await self._queue.get()
+        event = await self.queue.get()
         if isinstance(event, EndEvent):
-            self._names.discard(event.name)
+            self.names.discard(event.name)
             self._hub.forget(event.name)
         return event
 
     def close(self) -> int:
         """Want no more; returns how many requests that ends."""
-        left, self._names = self._names, set()
+        left, self.names = self.names, set()
         for name in left:
             self._hub.forget(name)
             self._hub.engine.cancel(name)

@@ -33,7 +33,7 @@ class Job:
         self._choices_each = len(requests) // prompts
         self.usage = Usage(prompt_tokens=sum(len(request.prompt) for request in requests[::self._choices_each]))
         self.reasons: list[str] = []
-        self.started, self.first_token_at = time.monotonic(), None
+        self.first_token_at: float | None = None
 
     def _take(self, event: Event, hub: Hub) -> tuple[int, Delta, str | None]:
         """What an event says: of which answer, what is new, and why it ends if it does."""
@@ -55,9 +55,9 @@ class Job:
             self._form.end(index, reason)
         return index, delta, reason
 
-    @staticmethod
-    def _reason(event: EndEvent, reader: AnswerReader) -> str:
+    def _reason(self, event: EndEvent, reader: AnswerReader) -> str:
         if event.reason == "cancelled" and not reader.stopped:
+            self.reasons.append("cancelled")
             raise stopping()
         reason = "stop" if reader.stopped else _REASONS[event.reason]
         return "tool_calls" if reason == "stop" and reader.calls else reason
@@ -83,8 +83,8 @@ class Job:
 class Jobs:
     """Makes the jobs of both endpoints. Raises ApiError, or UserError for what a template or the engine refuses.
 
-    `template` is None under --no-chat-template: then messages are lines of one text. `system_prompt` stands in chats that
-    have no system message.
+    `template` is None under --no-chat-template: then messages are lines of one text. `system_prompt` stands in chats
+    that have no system message.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: Template | None, model: str, max_length: int,
@@ -103,8 +103,8 @@ class Jobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
 
         def reader() -> AnswerReader:
-            parts = ChatParts(tuple(tool["name"] for tool in tools), thinking=thinking and forced is None, forced=forced,
-                              several_calls=body.parallel_tool_calls is not False)
+            parts = ChatParts(tuple(tool["name"] for tool in tools), thinking=thinking and forced is None,
+                              forced=forced, several_calls=body.parallel_tool_calls is not False)
             return AnswerReader(self._tokenizer, body.stops, parts,
                                 self._tokenizer.special(_TURN_MARK) if native else None)
         return self._job("chatcmpl-", ChatForm, [prompt], body.choices, config, reader, bool(body.logprobs))
@@ -121,8 +121,8 @@ class Jobs:
         return self._job("cmpl-", CompletionForm, prompts, body.choices, config,
                          lambda: AnswerReader(self._tokenizer, body.stops, PlainParts()), wanted)
 
-    def _job(self, kind: str, form: type[Form], prompts: Sequence[Sequence[int]], choices: int, config: GenerationConfig,
-             reader: Callable[[], AnswerReader], log_probs: bool) -> Job:
+    def _job(self, kind: str, form: type[Form], prompts: Sequence[Sequence[int]], choices: int,
+             config: GenerationConfig, reader: Callable[[], AnswerReader], log_probs: bool) -> Job:
         name = kind + secrets.token_hex(12)
         requests = [Request(f"{name}-{index}", tuple(prompt), replace(config, seed=config.seed + index))
                     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(choices))]
@@ -133,12 +133,13 @@ class Jobs:
         turns = [turn for message in body.messages for turn in message.turns()]
         if self._template is None:
             if tools:
-                raise ApiError(400, "tools need a chat template: the server runs with --no-chat-template", param="tools")
+                raise ApiError(400, "tools need a chat template: the server runs with --no-chat-template",
+                               param="tools", code="invalid_value")
             return self._tokenizer.encode("\n".join(turn.content for turn in turns), add_special=True)
         if all(turn.role != "system" for turn in turns):
             turns = self._system + turns
-        prompt = self._template.encode_chat(self._tokenizer, turns, json.dumps(tools) if tools else "")
-        return prompt + (self._tokenizer.encode(forced + "\n") if forced else [])
+        return self._template.encode_chat(self._tokenizer, turns, json.dumps(tools) if tools else "",
+                                          forced + "\n" if forced else "")
 
     def _plain_prompt(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -149,7 +150,8 @@ class Jobs:
                                 f"{self._tokenizer.vocab_size - 1}", param="prompt", code="invalid_value")
         return prompt
 
-    def _config(self, body: ChatBody | CompletionBody, limit: int | None, *, log_probs: bool, top: int) -> GenerationConfig:
+    def _config(self, body: ChatBody | CompletionBody, limit: int | None, *, log_probs: bool,
+                top: int) -> GenerationConfig:
         temperature = 1.0 if body.temperature is None else body.temperature
         top_p = 1.0 if body.top_p is None else body.top_p
         return GenerationConfig(
@@ -172,8 +174,8 @@ def _wanted_tools(body: ChatBody) -> tuple[list[dict[str, Any]], str | None]:
         return [], None
     names = [choice.function.name] if isinstance(choice, ToolChoice) else [tool["name"] for tool in tools]
     if choice == "required" and len(names) != 1:
-        raise ApiError(400, f"tool_choice required needs exactly one tool, there are {len(names)}: name the function to "
-                            "call", param="tool_choice", code="invalid_value")
+        raise ApiError(400, f"tool_choice required needs exactly one tool, there are {len(names)}: name the function "
+                            "to call", param="tool_choice", code="invalid_value")
     if names[0] not in {tool["name"] for tool in tools}:
         raise ApiError(400, f"tool_choice names {names[0]}, which is not among the tools", param="tool_choice",
                        code="invalid_value")

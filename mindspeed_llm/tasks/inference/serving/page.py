@@ -14,7 +14,8 @@ class Page:
     def __init__(self, *, needs_key: bool) -> None:
         text = _FILE.read_text(encoding="utf-8").replace("{{needs_key}}", str(needs_key).lower())
         self.body = text.encode()
-        allowed = {kind: _hash(re.search(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)[1]) for kind in ("script", "style")}
+        allowed = {kind: _hash(re.search(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)[1])
+                   for kind in ("script", "style")}
         self.headers = {
             "Content-Security-Policy": f"default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
                                        f"form-action 'none'; frame-ancestors 'none'; script-src {allowed['script']}; "

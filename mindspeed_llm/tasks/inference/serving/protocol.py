@@ -1,8 +1,8 @@
 """The bodies of requests: what the OpenAI API has of parameters, as far as they can have their effect here.
 
-A parameter that is unknown, or that asks for what this server has not, is refused; `user`, `metadata` and others of that
-kind are taken and do nothing, because clients send them unasked. `top_k` and `repetition_penalty` are additions that other
-servers have too. Types are strict: the text "1" is no number.
+A parameter that is unknown, or that asks for what this server has not, is refused; `user`, `metadata` and others of
+that kind are taken and do nothing, because clients send them unasked. `top_k` and `repetition_penalty` are additions that
+other servers have too. Types are strict: the text "1" is no number.
 """
 
 import json
@@ -16,7 +16,7 @@ from mindspeed_llm.data.templates import Message
 MAX_CHOICES = 16    # `n` and, in completions, prompts times `n`
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -46,7 +46,7 @@ class _Body(_Model):
     repetition_penalty: float | None = Field(None, gt=0)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
-    stop: Stop | list[Stop] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -149,8 +149,9 @@ class AssistantMessage(_Said):
     def turns(self) -> list[Message]:
         """As the template wants it: each call is a turn."""
         said = [Message("assistant", self.text)] if self.text or not self.tool_calls else []
-        return said + [Message("function", json.dumps({"name": call.function.name, "arguments": call.function.arguments}))
-                       for call in self.tool_calls or ()]
+        called = [call.function for call in self.tool_calls or ()]
+        return said + [Message("function", json.dumps({"name": function.name, "arguments": function.arguments}))
+                       for function in called]
 
 
 class ToolMessage(_Said):

@@ -59,8 +59,8 @@ def api_key(config: ServeConfig) -> str | None:
     """The key that clients must send, None for none. Raises UserError for one that no header can carry."""
     key = config.api_key or os.environ.get("MINDSPEED_LLM_API_KEY") or None
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"the key for clients (--api-key or {KEY_VARIABLE}) must be of ASCII letters, digits and signs, "
-                        "without spaces")
+        raise UserError(f"the key for clients (--api-key or {KEY_VARIABLE}) must be of ASCII letters, digits and "
+                        "signs, without spaces")
     return key
 
 
@@ -73,8 +73,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; give an address of this machine and a port that "
-                        "is free (0: any)") from None
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; give an address of this machine and a port "
+                        "that is free (0: any)") from None
     return listener
 
 
@@ -105,7 +105,7 @@ class Server:
         self._hub = Hub(engine, config.max_requests)
         app = application(served, jobs, self._hub, say)
         self._web = uvicorn.Server(uvicorn.Config(
-            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_level="warning", access_log=False,
+            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_level="error", access_log=False,
             server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=_LAST_WORDS))
         self._failure: BaseException | None = None
 
@@ -151,7 +151,8 @@ class Server:
         if self._served.api_key is None and host not in ("127.0.0.1", "::1"):
             say("WARNING: everyone who can reach this address may use the server: set a key with API_KEY or "
                 "MINDSPEED_LLM_API_KEY")
-        say(f"serving {self._served.model} at http://{shown}:{port} (API under /v1, a page to chat at /); Ctrl-C ends it")
+        say(f"serving {self._served.model} at http://{shown}:{port} (API under /v1, a page to chat at /); Ctrl-C ends "
+            "it")
 
 
 def say(text: str) -> None:
