@@ -36,8 +36,8 @@ ITERATION = 1
 def convert(config: ConvertConfig) -> int:
     """Convert `config.load_dir` into `config.save_dir`; returns the iteration written (1).
 
-    Peak memory is a part of a tensor. Raises UserError or FileNotFoundError for bad input before anything is
-    written; on any later failure what was written is removed.
+    Peak memory is a part of a tensor. Raises UserError or FileNotFoundError for bad input before anything is written; on
+    any later failure what was written is removed.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.load_dir, find_layout(config.model_type_hf), "--load-dir") as source:

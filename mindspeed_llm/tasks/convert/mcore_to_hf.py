@@ -39,8 +39,8 @@ def convert(config: ConvertConfig) -> int:
     `config.hf_dir` is the original model: layout, config, tokenizer and, if they are there, its shards' split. Adapters, of
     `config.lora_load` or of the checkpoint itself, are merged.
 
-    Peak memory is a part of a tensor (a whole one where adapters are merged into it). Bad input raises UserError or FileNotFoundError before anything is written; the
-    directory appears under its name only when it is complete.
+    Peak memory is a part of a tensor (a whole one where adapters are merged into it). Bad input raises UserError or
+    FileNotFoundError before anything is written; the directory appears under its name only when it is complete.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.hf_dir, find_layout(config.model_type_hf), "--hf-dir (--hf-cfg-dir)") as original:
