@@ -53,8 +53,8 @@ def require_same_iteration(source: Checkpoint | None, world: Group) -> None:
     own = -1 if source is None else source.iteration
     bounds = collectives.all_reduce(from_numpy(np.array([own, -own], np.float32)), world, "max").asnumpy()
     if bounds[0] != -bounds[1]:
-        raise UserError(f"rank {world.rank} has found iteration {own} in --load, others {-bounds[1]:.0f} to {bounds[0]:.0f} "
-                        "(-1: none): give the one that all nodes have with --ckpt-step")
+        raise UserError(f"rank {world.rank} has found iteration {own} in --load, others {-bounds[1]:.0f} to "
+                        f"{bounds[0]:.0f} (-1: none): give the one that all nodes have with --ckpt-step")
 
 
 def restore_seed(configs: Configs, source: Checkpoint | None) -> Configs:
