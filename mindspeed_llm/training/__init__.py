@@ -39,6 +39,8 @@ def run(configs: Configs, benchmark_of: "BenchmarkOf | None" = None) -> None:
     train = configs.train
     session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = session.state
+    if parallel.no_shared_storage:
+        checkpointing.require_same_iteration(resumed, state.world)
     batches = Batches(objective_of(configs, state), train, state)
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,

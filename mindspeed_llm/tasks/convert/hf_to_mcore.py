@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspeed_llm.checkpoint import layout as names
-from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, LazyTensor, check_tag
+from mindspeed_llm.checkpoint.boxes import shard_boxes
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, LazyTensor, cast, check_tag
 from mindspeed_llm.checkpoint.files import make_directories, remove_empty
 from mindspeed_llm.checkpoint.load import open_checkpoint
 from mindspeed_llm.checkpoint.save import SaveInfo, begin_save, commit_save, staging_directory, write_model_file
@@ -27,6 +28,7 @@ from mindspeed_llm.families import find_layout
 from mindspeed_llm.families.hf_directory import HfDirectory
 from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 from mindspeed_llm.tasks.convert.disk import require_space
+from mindspeed_llm.tasks.convert.parts import row_ranges
 
 ITERATION = 1
 
@@ -34,8 +36,8 @@ ITERATION = 1
 def convert(config: ConvertConfig) -> int:
     """Convert `config.load_dir` into `config.save_dir`; returns the iteration written (1).
 
-    Peak memory is about one tensor of a rank. Raises UserError or FileNotFoundError for bad input before anything is
-    written; on any later failure what was written is removed.
+    Peak memory is a part of a tensor. Raises UserError or FileNotFoundError for bad input before anything is written; on
+    any later failure what was written is removed.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.load_dir, find_layout(config.model_type_hf), "--load-dir") as source:
@@ -113,12 +115,22 @@ def _total(stages: list[list[TensorSpec]], by_name: dict[str, Mapped], source: H
 
 
 def _shard(source: HfDirectory, mapped: Mapped, rank: int, size: int, dtype: str | None, progress: tqdm) -> LazyTensor:
-    def load() -> np.ndarray:
-        result = source.read(mapped, rank, size, dtype).array
-        progress.update(result.nbytes)
-        return result
+    spec, own = mapped.spec, source.dtype(mapped.pieces[0].name)
+    shape = spec.local_shape(rank, size)
 
-    return LazyTensor(dtype or source.dtype(mapped.pieces[0].name), mapped.spec.local_shape(rank, size), load)
+    def parts() -> Iterator[np.ndarray]:
+        for start, stop in row_ranges(shape, NUMPY_DTYPES[own].itemsize):
+            out = np.empty(stop - start, NUMPY_DTYPES[own])
+            boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size), start, stop)
+            source.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
+            try:
+                result = cast(out, own, dtype or own)
+            except UserError as error:
+                raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
+            progress.update(result.nbytes)
+            yield result
+
+    return LazyTensor(dtype or own, shape, parts)
 
 
 def _itemsize(source: HfDirectory, mapped: Mapped, dtype: str | None) -> int:
