@@ -5,6 +5,7 @@ r"""Convert GLM4 weights between Hugging Face and mcore layout. Runs on CPU.
         --target-tensor-parallel-size 2 --target-pipeline-parallel-size 2 --params-dtype bf16
     python convert_ckpt.py --load-model-type mg --save-model-type hf --model-type-hf chatglm3 \
         --load-dir ./model_weights/glm4_mcore/ --hf-dir ./model_from_hf/glm4_hf/ --save-dir ./glm4_hf_new/
+    python convert_ckpt.py --verify ./model_weights/glm4_mcore/
 """
 
 import sys

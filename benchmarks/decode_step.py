@@ -17,8 +17,8 @@ import numpy as np
 from train_step import BENCH, ROOT, alternate, compared, peer_model, read_inputs, side_options, step_options
 
 
-def ours(data, options):
-    """Returns the function that decodes: greedy ids `(tokens, batch)`."""
+def our_generator(data, options):
+    """A Generator over these weights."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm import kernels
     from mindspeed_llm.checkpoint.dtypes import cast
@@ -27,7 +27,6 @@ def ours(data, options):
     from mindspeed_llm.core import parallel_state
     from mindspeed_llm.core.gpt_model import GPTModel
     from mindspeed_llm.generation.generator import Generator
-    from mindspeed_llm.generation.sampling import greedy
     from mindspeed_llm.runtime import device
     device.setup()
     kernels.setup(options.dtype)
@@ -36,7 +35,13 @@ def ours(data, options):
     chunk = GPTModel(model, parallel, state, device.dtype(options.dtype), trainable=False)
     for name in chunk.parameters.specs:
         chunk.parameters.load(name, cast(data[name], "fp32", options.dtype))
-    generator = Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+    return Generator([chunk], BENCH["padded_vocab_size"], BENCH["max_position_embeddings"])
+
+
+def ours(data, options):
+    """Returns the function that decodes: greedy ids `(tokens, batch)`."""
+    generator = our_generator(data, options)
+    from mindspeed_llm.generation.sampling import greedy
     caches, start = generator.prefill(data["ids"].tolist())
 
     def decode():

@@ -77,7 +77,7 @@ def make_conversations(folder: Path, world: World, length: int) -> str:
     rows = [{"instruction": "Tell what is known.", "input": "", "output": text}
             for part in (2, 4, 8, 8) for text in documents(world, part, 4, sentences=length // part // SENTENCE_TOKENS)]
     (folder / f"told_{length}.json").write_text(json.dumps(rows), encoding="utf-8")
-    bash([SCRIPTS / "data_convert_glm4_tune.sh", "--pack", "--seq-length", length], folder,
+    bash([SCRIPTS / "data_convert_glm4_tune.sh", "--seq-length", length], folder,
          INPUT=f"told_{length}.json", OUTPUT_PREFIX=f"told_{length}", TOKENIZER_PATH="hf", WORKERS=1)
     return f"told_{length}"
 

@@ -3,8 +3,9 @@
 from mindspeed_llm.checkpoint.adapters import find_adapters
 from mindspeed_llm.checkpoint.dtypes import LazyTensor, StoredTensor
 from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
-from mindspeed_llm.checkpoint.save import (OptimizerShard, SaveInfo, begin_save, commit_save, staging_directory,
-                                           write_model_file, write_optimizer_file)
+from mindspeed_llm.checkpoint.save import (OptimizerShard, SaveInfo, begin_save, commit_save, remove_old,
+                                           staging_directory, write_model_file, write_optimizer_file)
 
 __all__ = ["Checkpoint", "LazyTensor", "OptimizerShard", "SaveInfo", "StoredTensor", "begin_save", "commit_save",
-           "find_adapters", "open_checkpoint", "staging_directory", "write_model_file", "write_optimizer_file"]
+           "find_adapters", "open_checkpoint", "remove_old", "staging_directory", "write_model_file",
+           "write_optimizer_file"]

@@ -6,6 +6,7 @@
     <save>/iter_0000001/mp_rank_00_000/optimizer_dp_000.safetensors
 """
 
+import re
 from pathlib import Path
 
 from mindspeed_llm.config.errors import UserError
@@ -43,12 +44,18 @@ def latest_iteration(directory: str | Path) -> int | None:
     tracker = Path(directory) / TRACKER
     if not tracker.is_file():
         return None
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdigit():
+    with open(tracker, encoding="utf-8", errors="replace") as file:
+        text = file.read(100).strip()
+    if not re.fullmatch(r"[0-9]{1,12}", text):
         found = ", ".join(saved_iterations(directory)) or "the iter_* directories (there are none)"
         raise UserError(f"{tracker} holds {text[:40]!r}, an iteration number expected: write the number of one of "
                         f"{found} into it")
     return int(text)
+
+
+def iteration_number(name: str) -> int | None:
+    """Inverse of `iteration_name`; None for another name."""
+    return int(name.removeprefix("iter_")) if re.fullmatch(r"iter_[0-9]{7,12}", name) else None
 
 
 def saved_iterations(directory: str | Path) -> list[str]:

@@ -1,10 +1,12 @@
 """Reading a checkpoint under any parallel split: every tensor is put together from the files that hold parts of it."""
 
 import functools
+import hashlib
 import json
 import math
 import os
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +15,55 @@ from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
 from mindspeed_llm.checkpoint.completeness import check_complete, entry_boxes, stored_adapters
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, StoredTensor, cast
+from mindspeed_llm.checkpoint.metadata import REMEDY, model_of, read_metadata
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.lora import LoraConfig
-from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
 
 
 def open_checkpoint(load_dir: str | os.PathLike, iteration: int | None = None) -> "Checkpoint | None":
     """Open the checkpoint that the tracker in `load_dir` names, or that of `iteration`.
 
-    Returns None when there is no tracker (nothing was ever saved there). Only metadata.json is read. Raises
-    FileNotFoundError or UserError naming the file when the tracker, the directory or its metadata is damaged or
-    missing.
+    Where the tracker's cannot be had (the tracker is damaged or names nothing, metadata.json is damaged, a file is
+    missing or of a wrong size) it is the last complete one before it, or else the last complete one of all;
+    `Checkpoint.warning` says so. Returns None when nothing was ever saved there. Only metadata.json is read.
+
+    Raises FileNotFoundError or UserError naming what is damaged or missing when no complete one is there, or when
+    `iteration` is given and cannot be had.
     """
     root = Path(load_dir)
-    if iteration is None:
-        iteration = layout.latest_iteration(root)
-        if iteration is None:
+    if iteration is not None:
+        return _open(root, iteration, f"iteration {iteration} was asked for")
+    named, trouble, opened = None, None, None
+    try:
+        named = layout.latest_iteration(root)
+        if named is None and not layout.saved_iterations(root):
             return None
-        asked = f"{root / layout.TRACKER} names iteration {iteration}"
-    else:
-        asked = f"iteration {iteration} was asked for"
+        if named is None:
+            raise UserError(f"{root / layout.TRACKER} is missing")
+        opened = _open(root, named, f"{root / layout.TRACKER} names iteration {named}")
+        opened.check_files()
+        return opened
+    except (UserError, FileNotFoundError) as error:
+        trouble = error
+    for other in _others(root, named):
+        try:
+            found = _open(root, other, "")
+            found.check_files()
+        except (UserError, FileNotFoundError):
+            continue
+        if opened is not None:
+            opened.close()
+        found.warning = (f"WARNING: {trouble}. FALLING BACK TO ITERATION {found.iteration}, the last complete "
+                         f"checkpoint in {root}")
+        return found
+    if opened is not None:  # nothing better is there: what it lacks may not be needed
+        return opened
+    raise trouble
+
+
+def _open(root: Path, iteration: int, asked: str) -> "Checkpoint":
     directory = root / layout.iteration_name(iteration)
     if not directory.is_dir():
         # A kill between the two renames of a replacing save leaves the earlier one under this name.
@@ -46,34 +75,39 @@ def open_checkpoint(load_dir: str | os.PathLike, iteration: int | None = None) -
     return Checkpoint(directory)
 
 
+def _others(root: Path, named: int | None) -> list[int]:
+    """Saved iterations but `named`: those before it from the last one back, then those after it likewise."""
+    saved = [number for number in map(layout.iteration_number, layout.saved_iterations(root)) if number is not None]
+    limit = max(saved, default=0) if named is None else named
+    return sorted((number for number in saved if number != named), key=lambda number: (number > limit, -number))
+
+
 class Checkpoint:
     """One iteration of a checkpoint, open for reading (a context manager; `close` drops the memory maps).
 
     `model_config`, `iteration`, `consumed_samples`, `weights_only`, `rng`, `extra` are as saved; `parallel` is the
     dictionary of sizes, `layers` and `noop_layers` it was saved with; `has_optimizer` says whether optimizer state is
-    there, `lora` which adapters, `adapters_only` whether nothing else is.
+    there, `lora` which adapters, `adapters_only` whether nothing else is. `warning`: what to say aloud about its choice,
+    or None.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self.directory = Path(directory)
-        self._metadata = _read_metadata(self.directory / layout.METADATA)
-        try:
-            self.model_config = ModelConfig.from_dict(self._metadata["model"])
-            self.iteration: int = self._metadata["iteration"]
-            self.consumed_samples: int = self._metadata["consumed_samples"]
-            self.weights_only: bool = self._metadata["weights_only"]
-            self.parallel: dict = self._metadata["parallel"]
-            self.rng: dict = self._metadata["rng"]
-            self.extra: dict = self._metadata["extra"]
-            self.lora: LoraConfig | None = stored_adapters(self._metadata)
-            self.adapters_only: bool = self._metadata.get("adapters_only", False)
-            self._held: dict[tuple[str, str], list[tuple[str, str, dict]]] = defaultdict(list)
-            for relative, entry in self._metadata["files"].items():
-                for key, tensor in entry["tensors"].items():
-                    self._held[tensor["name"], tensor.get("state", "weight")].append((relative, key, tensor))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.directory / layout.METADATA} is damaged (entry {error} is missing or malformed): "
-                            "copy the checkpoint again, or load another iteration") from None
+        self.warning: str | None = None
+        self._metadata = read_metadata(self.directory / layout.METADATA)
+        self.model_config = model_of(self._metadata)
+        self.iteration: int = self._metadata["iteration"]
+        self.consumed_samples: int = self._metadata["consumed_samples"]
+        self.weights_only: bool = self._metadata["weights_only"]
+        self.parallel: dict = self._metadata["parallel"]
+        self.rng: dict = self._metadata["rng"]
+        self.extra: dict = self._metadata["extra"]
+        self.lora: LoraConfig | None = stored_adapters(self._metadata)
+        self.adapters_only: bool = self._metadata.get("adapters_only", False)
+        self._held: dict[tuple[str, str], list[tuple[str, str, dict]]] = defaultdict(list)
+        for relative, entry in self._metadata["files"].items():
+            for key, tensor in entry["tensors"].items():
+                self._held[tensor["name"], tensor.get("state", "weight")].append((relative, key, tensor))
         self._files: dict[str, SafetensorsFile] = {}
 
     @property
@@ -97,6 +131,12 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Hexadecimal digest of these weights by their checksums; another parallel layout has another one."""
+        weights = sorted([name, relative, tensor["dtype"], tensor["global_shape"], tensor["crc32"]]
+                         for name in names for relative, _, tensor in self._holders(name, "weight"))
+        return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Global names of all weights."""
@@ -146,21 +186,45 @@ class Checkpoint:
             states[state] = cast(out, tag, "fp32")
         return states
 
+    def check_files(self) -> None:
+        """Every file is there and has its size; of ranks that share no storage, every file that is there.
+
+        Raises FileNotFoundError or UserError naming the first that is not so.
+        """
+        shared = self.parallel.get("shared_storage", True)
+        for relative in self._metadata["files"]:
+            if shared or (self.directory / relative).is_file():
+                self._check_size(relative)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(number of files, their bytes together) beside metadata.json."""
+        return len(self._metadata["files"]), sum(entry["bytes"] for entry in self._metadata["files"].values())
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with each file: its absence, size, header, the checksum of a tensor; and what no file holds."""
+        try:
+            check_complete(self._metadata, str(self.directory))
+        except UserError as error:
+            yield str(error)
+        for relative, entry in self._metadata["files"].items():
+            try:
+                file = self._file(relative)
+            except (UserError, FileNotFoundError) as error:
+                yield str(error)
+                continue
+            for key, tensor in entry["tensors"].items():
+                if file.crc32(key) != tensor["crc32"]:
+                    yield f"{file.path}: checksum of tensor {key} is wrong, the file is damaged: {REMEDY}"
+
     def verify(self) -> int:
         """Check every file's size and header, every tensor's checksum, and that no element of the model is missing.
 
-        Returns the number of tensors checked. Raises UserError or FileNotFoundError naming the first bad file.
+        Returns the number of tensors checked. Raises UserError naming the first bad file.
         """
-        check_complete(self._metadata, str(self.directory))
-        count = 0
-        for relative, entry in self._metadata["files"].items():
-            file = self._file(relative)
-            for key, tensor in entry["tensors"].items():
-                if file.crc32(key) != tensor["crc32"]:
-                    raise UserError(f"{file.path}: checksum of tensor {key} is wrong, the file is damaged: copy it "
-                                    "again, or load another iteration")
-                count += 1
-        return count
+        for problem in self.problems():
+            raise UserError(problem)
+        return sum(len(entry["tensors"]) for entry in self._metadata["files"].values())
 
     def _read(self, name: str, boxes: tuple[Box, ...], shape: tuple[int, ...], dtype: str | None) -> StoredTensor:
         tag = self.dtype(name)
@@ -205,36 +269,23 @@ class Checkpoint:
         """The file, checked against its metadata on first use."""
         if relative in self._files:
             return self._files[relative]
-        path, entry = self.directory / relative, self._metadata["files"][relative]
-        remedy = "copy the checkpoint again, or load another iteration"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing ({entry['bytes']} bytes expected): {remedy}")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            state = "is empty" if size == 0 else "is truncated" if size < entry["bytes"] else "is too long"
-            raise UserError(f"{path} {state}: it has {size} bytes, {entry['bytes']} expected: {remedy}")
+        path, entry = self._check_size(relative), self._metadata["files"][relative]
         file = SafetensorsFile(path)
         for key, tensor in entry["tensors"].items():
             found = file.tensors.get(key)
             shape = (tensor["range"][1] - tensor["range"][0],) if "range" in tensor else tuple(tensor["shape"])
             if found is None or found.shape != shape or found.dtype != SAFETENSORS_DTYPES[tensor["dtype"]]:
                 file.close()
-                raise UserError(f"{path}: tensor {key} is not as {layout.METADATA} describes it: {remedy}")
+                raise UserError(f"{path}: tensor {key} is not as {layout.METADATA} describes it: {REMEDY}")
         self._files[relative] = file
         return file
 
-
-def _read_metadata(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: copy the checkpoint again, or load another iteration")
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}; {path.stat().st_size} bytes): copy the checkpoint again, or "
-                        "load another iteration") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != layout.FORMAT:
-        raise UserError(f"{path} is not the metadata of a mindspeed_llm checkpoint")
-    if metadata.get("format_version") != layout.FORMAT_VERSION:
-        raise UserError(f"{path} has format version {metadata.get('format_version')}, this program reads "
-                        f"{layout.FORMAT_VERSION}: use the mindspeed_llm that wrote it")
-    return metadata
+    def _check_size(self, relative: str) -> Path:
+        path, expected = self.directory / relative, self._metadata["files"][relative]["bytes"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing ({expected} bytes expected): {REMEDY}")
+        size = path.stat().st_size
+        if size != expected:
+            state = "is empty" if size == 0 else "is truncated" if size < expected else "is too long"
+            raise UserError(f"{path} {state}: it has {size} bytes, {expected} expected: {REMEDY}")
+        return path

@@ -109,7 +109,7 @@ class SafetensorsFile:
             raise UserError(f"{bad}its header takes {length} bytes, but the file has {self.size}{remedy}")
         try:
             header = json.loads(self._map[8:8 + length].decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{bad}its header is not JSON ({error}){remedy}") from None
         if not isinstance(header, dict):
             raise UserError(f"{bad}its header is not a JSON object{remedy}")
@@ -127,10 +127,13 @@ class SafetensorsFile:
 
     def _entry(self, name: str, values: object, base: int) -> TensorEntry:
         try:
-            dtype, shape = values["dtype"], tuple(int(size) for size in values["shape"])
-            start, stop = (int(offset) for offset in values["data_offsets"])
+            dtype, shape = str(values["dtype"]), tuple(values["shape"])
+            start, stop = values["data_offsets"]
+            if not all(type(size) is int and abs(size) < 1 << 62 for size in (*shape, start, stop)) or len(shape) > 16:
+                raise ValueError
         except (TypeError, KeyError, ValueError):
-            raise UserError(f"{self.path}: header entry of tensor {name} is malformed: {values}") from None
+            raise UserError(f"{self.path}: header entry of tensor {name[:80]} is malformed: "
+                            f"{str(values)[:200]}") from None
         if dtype not in _BYTES:
             raise UserError(f"{self.path}: tensor {name} has unknown dtype {dtype}: known are {', '.join(_BYTES)}")
         if min(shape, default=0) < 0 or start < 0 or stop - start != math.prod(shape) * _BYTES[dtype]:

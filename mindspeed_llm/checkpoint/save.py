@@ -24,6 +24,7 @@ import numpy as np
 from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.completeness import check_complete
 from mindspeed_llm.checkpoint.dtypes import SAFETENSORS_DTYPES, LazyTensor, StoredTensor
+from mindspeed_llm.checkpoint.metadata import read_metadata
 from mindspeed_llm.checkpoint.files import sync_directory, write_text
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
@@ -180,6 +181,29 @@ def commit_save(save_dir: str | os.PathLike, info: SaveInfo, entries: Entries | 
     return final
 
 
+def remove_old(save_dir: str | os.PathLike, keep: int) -> list[int]:
+    """Remove the oldest training checkpoints but the last `keep` (`--save-total-limit`), after a commit.
+
+    Weights-only ones (conversions) are left alone. Returns the iterations that were removed. A kill on the way leaves
+    a directory that the next save clears away.
+    """
+    root = Path(save_dir)
+    saved = []
+    for name in layout.saved_iterations(root):
+        try:
+            if not read_metadata(root / name / layout.METADATA)["weights_only"]:
+                saved.append(name)
+        except UserError:
+            continue  # whoever looks after a damaged one decides about it
+    current = layout.iteration_name(layout.latest_iteration(root))
+    old = [name for name in saved if name < current][:max(0, len(saved) - keep)]
+    for name in old:
+        staging = root / (name + layout.STAGING)
+        os.rename(root / name, staging)  # no longer a checkpoint from here on
+        shutil.rmtree(staging)
+    return [layout.iteration_number(name) for name in old]
+
+
 def _shard_entry(spec: TensorSpec, tp_rank: int, tp_size: int, dtype: str) -> dict:
     return {"name": spec.name, "global_shape": list(spec.shape), "dtype": dtype,
             "shape": list(spec.local_shape(tp_rank, tp_size)), "axis": spec.partition_dim,
@@ -206,6 +230,7 @@ def _metadata(info: SaveInfo, entries: Entries) -> dict:
             "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
             "context_parallel_size": parallel.context_parallel_size,
             "data_parallel_size": info.data_parallel_size,
+            "shared_storage": not parallel.no_shared_storage,
             "noop_layers": list(parallel.noop_layers),
             "layers": [[list(chunk) for chunk in stage] for stage in parallel.stage_layers(info.model)],
         },

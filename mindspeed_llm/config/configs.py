@@ -7,6 +7,8 @@ from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
+from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, ProfileConfig, TrainConfig)
 
@@ -28,9 +30,11 @@ class Configs:
     lora: LoraConfig | None = None
     train: TrainConfig | None = None
     data: DataConfig | None = None
+    preference: PreferenceConfig | None = None
     checkpoint: CheckpointConfig | None = None
     profile: ProfileConfig | None = None
     inference: InferenceConfig | None = None
+    serve: ServeConfig | None = None
     evaluation: EvaluationConfig | None = None
     convert: ConvertConfig | None = None
     stated_model: dict[str, Any] = field(default_factory=dict)

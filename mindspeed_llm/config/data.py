@@ -27,12 +27,18 @@ class DataConfig:
         "glm4; tuning reads data that have it already"))
     is_instruction_dataset: bool = option(False, Flag(
         kind.switch(), TRAIN, "--data-path holds packed instruction data"))
+    is_pairwise_dataset: bool = option(False, Flag(
+        kind.switch(), TRAIN, "--data-path holds pairs of a chosen and a rejected answer (--stage dpo)"))
     no_pad_to_seq_lengths: bool = option(False, Flag(
         kind.switch(), TRAIN, "pad a batch to its longest sample, not to --seq-length"))
     pad_to_multiple_of: int = option(8, Flag(
         kind.integer(1), TRAIN, "with --no-pad-to-seq-lengths: lengths are rounded up to a multiple of this"))
+    reset_attention_mask: bool = option(False, Flag(
+        kind.switch(), TRAIN, "pre-training: the documents of a sample do not see each other (the conversations of "
+        "packed instruction data never do)"))
     input: str | None = option(None, Flag(
-        kind.path(), PREPROCESS, "file or directory: parquet, csv, json, jsonl, txt, arrow"))
+        kind.path(), PREPROCESS, "file, directory or quoted pattern: parquet, arrow, csv, json, jsonl, txt; the last "
+        "four also .gz"))
     output_prefix: str | None = option(None, Flag(kind.path(), PREPROCESS, "start of the names of the output files"))
     json_keys: tuple[str, ...] = option(("text",), Flag(kind.words(), PREPROCESS, "columns or keys that hold the text"))
     workers: int = option(1, Flag(kind.integer(1), PREPROCESS, "processes"))
@@ -41,5 +47,15 @@ class DataConfig:
         kind.choice("GeneralPretrainHandler", "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler",
                     "AlpacaStylePairwiseHandler", "SharegptStylePairwiseHandler"),
         PREPROCESS, "what a row of the input means"))
+    map_keys: dict | None = option(None, Flag(
+        kind.json_object(), PREPROCESS, "what the columns of tuning data are called: prompt, query, response, history, "
+        "system, tools, messages, chosen, rejected; \"\" for none; under tags: role_tag, content_tag, user_tag, "
+        "assistant_tag, system_tag, observation_tag, function_tag"))
+    max_bad_rows: int = option(0, Flag(
+        kind.integer(0), PREPROCESS, "rows that cannot be read and may be left out; one more is an error"))
+    n_subs: int = option(1, Flag(
+        kind.integer(1), PREPROCESS, "parts that --workers read and encode by themselves, merged in order"))
+    report: bool = option(False, Flag(
+        kind.switch(), PREPROCESS, "histogram of the lengths on the terminal and in PREFIX_lengths.png"))
     pack: bool = option(False, Flag(kind.switch(), PREPROCESS, "join samples up to --seq-length"))
     append_eod: bool = option(False, Flag(kind.switch(), PREPROCESS, "end every document with the end token"))

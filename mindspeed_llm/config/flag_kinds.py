@@ -1,5 +1,6 @@
 """Kinds of values of command-line flags."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,11 @@ def repeated_text() -> Kind:
     return Kind("TEXT", lambda values: tuple(_non_empty(v) for v in values), append=True)
 
 
+def json_object() -> Kind:
+    """A JSON object -> dict."""
+    return Kind("JSON", _json_object)
+
+
 def shares() -> Kind:
     """Three non-negative numbers separated by commas: train, validation and test share."""
     return Kind("TRAIN,VALID,TEST", _shares)
@@ -156,6 +162,16 @@ def _shares(value: str) -> str:
     if len(parts) != 3 or not all(0 <= part < float("inf") for part in parts) or sum(parts) <= 0:
         raise ValueError("must be three non-negative numbers separated by commas, such as 100,0,0")
     return value
+
+
+def _json_object(value: str) -> dict:
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError("""must be a JSON object in single quotes, such as '{"prompt": "question"}'""")
+    return parsed
 
 
 def _zero(value: str) -> float:

@@ -14,6 +14,8 @@ from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import ENTRYPOINTS, Flag, flag_name
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
+from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.config.training import (CheckpointConfig, ConvertConfig, EvaluationConfig, InferenceConfig,
                                            OptimizerConfig, ProfileConfig, TrainConfig)
 
@@ -22,10 +24,11 @@ SCRIPTS = {"convert": "convert_ckpt.py", "preprocess": "preprocess_data.py", "pr
 
 CONFIGS = {"parallel": ParallelConfig, "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig,
            "lora": LoraConfig, "checkpoint": CheckpointConfig, "profile": ProfileConfig, "data": DataConfig,
-           "convert": ConvertConfig, "inference": InferenceConfig, "evaluation": EvaluationConfig}
+           "preference": PreferenceConfig, "convert": ConvertConfig, "inference": InferenceConfig, "serve": ServeConfig,
+           "evaluation": EvaluationConfig}
 
-_TITLES = {"train": "training", "lora": "low-rank adapters", "profile": "profiling", "convert": "conversion",
-           "inference": "generation"}
+_TITLES = {"train": "training", "lora": "low-rank adapters", "profile": "profiling", "preference": "preference tuning",
+           "convert": "conversion", "inference": "generation", "serve": "serving"}
 
 
 def _options() -> Iterator[Flag]:

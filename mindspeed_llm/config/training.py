@@ -63,8 +63,8 @@ class TrainConfig:
         kind.switch(), RUN, "on Ascend operators and communication that give the same bits each time, at some cost; on "
         "CPU all do"))
     stage: str | None = option(None, Flag(
-        kind.choice("sft"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset)",
-        default="pre-training"))
+        kind.choice("sft", "dpo"), TRAIN, "sft: fine-tuning on instruction data (with --is-instruction-dataset); dpo: "
+        "preference tuning on pairs (with --is-pairwise-dataset)", default="pre-training"))
     log_interval: int = option(1, Flag(kind.integer(1), TRAIN, "iterations between log lines"))
     eval_interval: int = option(1000, Flag(kind.integer(1), TRAIN, "iterations between validation losses"))
     eval_iters: int = option(0, Flag(kind.integer(0), TRAIN, "batches of a validation; 0 turns it off"))
@@ -76,6 +76,14 @@ class TrainConfig:
     exit_signal_handler: bool = option(False, Flag(
         kind.switch(), TRAIN, "on SIGTERM finish the iteration, save and exit"))
     tensorboard_dir: str | None = option(None, Flag(kind.path(), TRAIN, "write TensorBoard events here"))
+    wandb_project: str | None = option(None, Flag(
+        kind.path(), TRAIN, "record the run for this Weights & Biases project (needs requirements-wandb.txt); offline "
+        "unless the environment's WANDB_MODE says otherwise"))
+    wandb_exp_name: str | None = option(None, Flag(kind.path(), TRAIN, "name of the run there", default="wandb's choice"))
+    wandb_save_dir: str = option(".", Flag(kind.text(), TRAIN, "directory in which wandb/ with the record is written"))
+    log_throughput: bool = option(False, Flag(
+        kind.switch(), TRAIN, "TFLOP/s of a rank in the iteration line, and their share of what this machine's product "
+        "kernel reaches (see docs/operations.md)"))
     check_for_nan_in_loss_and_grad: bool = option(True, Flag(
         kind.switch(False), TRAIN, "go on when loss or gradient is NaN or infinite instead of stopping",
         name="--no-check-for-nan-in-loss-and-grad", default="off (stop)"))
@@ -127,6 +135,8 @@ class CheckpointConfig:
 
     load: str | None = option(None, Flag(
         kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+    ckpt_step: int | None = option(None, Flag(
+        kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
     lora_load: str | None = option(None, Flag(
         kind.path(), MODEL, "checkpoint directory with adapters, whose base is --load; training goes on where they were "
         "saved (with --finetune: starts at iteration 0). In a conversion: adapters to merge, to write as PEFT does "
@@ -138,6 +148,12 @@ class CheckpointConfig:
     save: str | None = option(None, Flag(kind.path(), TRAIN, "directory for checkpoints; absent: none are written"))
     save_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "iterations between checkpoints (with --save)", default="only at the end"))
+    async_save: bool = option(False, Flag(
+        kind.switch(), TRAIN, "copy what is to be saved and write it while training goes on; takes as much host memory "
+        "again as the saved state of a rank"))
+    save_total_limit: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "training checkpoints to keep in --save: a save removes the oldest beyond these",
+        default="all are kept"))
     finetune: bool = option(False, Flag(
         kind.switch(), TRAIN, "take only the weights of --load and start at iteration 0"))
     no_load_optim: bool = option(False, Flag(kind.switch(), TRAIN, "start with a fresh optimizer"))
@@ -179,6 +195,8 @@ class ConvertConfig:
         kind.integer(1), CONVERT, "tensor-parallel size of the mcore checkpoint that is written"))
     target_pipeline_parallel_size: int = option(1, Flag(
         kind.integer(1), CONVERT, "pipeline-parallel size of the mcore checkpoint that is written"))
+    verify: str | None = option(None, Flag(
+        kind.path(), CONVERT, "convert nothing: check every file and tensor of this mcore checkpoint directory"))
     save_lora_to_hf: bool = option(False, Flag(
         kind.switch(), CONVERT, "for mg -> hf: write the adapters of --lora-load as a PEFT adapter directory instead of "
         "merging them"))
@@ -193,7 +211,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat"), INFERENCE, "one or several ways to generate"))
+        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to "
+        "generate, or serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(

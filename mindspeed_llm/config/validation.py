@@ -1,6 +1,7 @@
 """Checks across flags. Every message names the flags, their values and a way out."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 from mindspeed_llm.config.configs import Configs
@@ -53,10 +54,28 @@ def notes_on(configs: Configs) -> list[str]:
     if configs.profile is not None and not configs.profile.profile and unused:
         flags = " ".join(flag_name(f"profile_{name}") for name in unused)
         notes.append(f"{flags} ignored: without --profile nothing is profiled")
+    notes += _preference_notes(configs) if configs.preference is not None else []
     if configs.convert is not None and configs.convert.save_model_type == "mg" and configs.convert.hf_dir is not None:
         notes.append("--hf-dir (--hf-cfg-dir) is ignored: --load-dir is the Hugging Face directory of an hf -> mg "
                      "conversion")
+    if configs.serve is not None and configs.inference.task != ("serve",):
+        given = [flag_name(entry.name) for entry in fields(configs.serve) if entry.name in configs.explicit]
+        notes += [f"{' '.join(given)}: ignored without --task serve"] if given else []
     return notes
+
+
+def _preference_notes(configs: Configs) -> list[str]:
+    preference, given = configs.preference, configs.explicit
+    if configs.train.stage != "dpo":
+        ignored = {field.name: "only --stage dpo has it" for field in fields(preference)}
+    else:
+        kind = preference.dpo_loss_type
+        ignored = {} if preference.needs_reference else dict.fromkeys(
+            ("ref_model", "precompute_ref"), f"--dpo-loss-type {kind} has no reference model")
+        ignored |= {} if kind == "sigmoid" else {"dpo_label_smoothing": f"--dpo-loss-type {kind} has none"}
+        ignored |= {} if kind == "simpo" else {"gamma_beta_ratio": f"--dpo-loss-type {kind} has no target margin"}
+        ignored |= {"is_instruction_dataset": "--stage dpo reads pairs"}
+    return [f"{flag_name(name)} is ignored: {why}" for name, why in ignored.items() if name in given]
 
 
 def check_parallel(parallel: ParallelConfig, model: ModelConfig) -> None:
@@ -113,6 +132,8 @@ def _require(value: object, flag: str, why: str) -> None:
 
 def _check_convert(configs: Configs) -> None:
     convert: ConvertConfig = configs.convert
+    if convert.verify is not None:
+        return
     _require(convert.load_dir, "--load-dir", "the directory to read")
     _require(convert.save_dir, "--save-dir", "the directory to write")
     if convert.save_lora_to_hf and convert.save_model_type != "hf":
@@ -143,8 +164,24 @@ def _check_pretrain(configs: Configs) -> None:
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
     _check_profile(configs.profile)
-    if configs.train.stage == "sft" and not configs.data.is_instruction_dataset:
+    _check_stage(configs)
+
+
+def _check_stage(configs: Configs) -> None:
+    stage, data, preference = configs.train.stage, configs.data, configs.preference
+    if stage == "sft" and not data.is_instruction_dataset:
         raise UserError("--stage sft needs instruction data: add --is-instruction-dataset")
+    if (stage == "dpo") != data.is_pairwise_dataset:
+        raise UserError("--stage dpo needs pairs of answers: add --is-pairwise-dataset" if stage == "dpo" else
+                        "--is-pairwise-dataset: pairs of answers are for --stage dpo"
+                        + (f", not for --stage {stage}" if stage else "") + ": change the stage, or leave the flag out")
+    if stage == "dpo" and preference.needs_reference:
+        place, lora = configs.checkpoint, configs.lora
+        base = place.load if lora is not None and (lora.target_modules or place.lora_load) else None
+        if base is None:
+            _require(preference.ref_model, "--ref-model", f"--dpo-loss-type {preference.dpo_loss_type} compares with a "
+                     "reference model, usually the checkpoint of --load (with adapters, --lora-target-modules or "
+                     "--lora-load, that is the reference as it is)")
 
 
 def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
@@ -182,6 +219,8 @@ def _check_inference(configs: Configs) -> None:
     inference = configs.inference
     if inference.prompts and inference.prompt_file:
         raise UserError(f"--prompt and --prompt-file ({inference.prompt_file}) exclude each other: use one")
+    if "serve" in inference.task:
+        _check_serving(configs)
     for flag, value in (("--prompt-file", inference.prompt_file), ("--output", inference.output)):
         if value and set(inference.task) == {"chat"}:
             raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
@@ -202,6 +241,21 @@ def _check_runnable(configs: Configs) -> None:
     if configs.checkpoint.load is None and configs.model is None:
         raise UserError("--load must be given: the checkpoint directory (for random weights give all model flags "
                         "instead)")
+
+
+def _check_serving(configs: Configs) -> None:
+    """Alone, and without flags of what each request says for itself."""
+    inference, serve, length = configs.inference, configs.serve, configs.train.seq_length
+    if len(inference.task) > 1:
+        raise UserError(f"--task {' '.join(inference.task)}: serve goes on until it is ended; give it alone")
+    given = [flag_name(name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
+                                          "num_beams", "prompt_file", "output") if name in configs.explicit]
+    given += ["--prompt"] if inference.prompts else []
+    if given:
+        raise UserError(f"{given[0]} is not for --task serve: clients say so in each request; leave it out")
+    if serve.kv_cache_tokens is not None and "seq_length" in configs.explicit and serve.kv_cache_tokens < length:
+        raise UserError(f"--kv-cache-tokens ({serve.kv_cache_tokens}) must be at least --seq-length ({length}), for a "
+                        "sequence of that length")
 
 
 _CHECKS: dict[str, Callable[[Configs], None]] = {

@@ -110,9 +110,8 @@ class IndexedDatasetBuilder:
         if self.sequences == 0:
             self.abort()
             raise UserError(f"{self.prefix}: nothing to write, there is not a single sequence")
-        self._flush()
         self._sync(self._stream)
-        sizes = np.concatenate(self._sizes)
+        sizes = self.sizes
         documents = np.concatenate(self._documents)
         pointers = np.zeros(sizes.size, np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
@@ -129,6 +128,12 @@ class IndexedDatasetBuilder:
         Path(f"{self.prefix}.idx").unlink(missing_ok=True)
         for end in ("bin", "idx"):
             os.replace(self._temporary[end], f"{self.prefix}.{end}")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32[N]: tokens of every sequence added so far."""
+        self._flush()
+        return np.concatenate(self._sizes) if self._sizes else np.zeros(0, np.int32)
 
     def abort(self) -> None:
         """Remove the temporary files. Harmless after `finalize`."""
@@ -210,12 +215,24 @@ class IndexedDataset:
         self.sizes = np.frombuffer(table, "<i4", count, HEADER.size)
         self.pointers = np.frombuffer(table, "<i8", count, HEADER.size + count * 4)
         self.document_indices = np.frombuffer(table, "<i8", documents, HEADER.size + count * 12)
+        self._check_tables(index_path)
         needed = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
         present = data_path.stat().st_size
         if present != needed:
             raise UserError(f"{data_path} has {present} bytes, its index speaks of {needed}: it is cut short or "
                             "belongs to another index, make the data again with preprocess_data.py")
         self._data = np.memmap(data_path, mode="r", dtype=self.dtype) if needed else np.zeros(0, self.dtype)
+
+    def _check_tables(self, index_path: Path) -> None:
+        """Sequences lie one behind the other from byte 0 on, documents are runs of them, in order."""
+        sizes, pointers, documents = self.sizes, self.pointers, self.document_indices
+        sound = (sizes.min() >= 0 and pointers[0] == 0
+                 and np.array_equal(pointers[1:] - pointers[:-1], sizes[:-1].astype(np.int64) * self.dtype.itemsize)
+                 and documents.size > 0 and documents[0] == 0 and documents[-1] <= sizes.size
+                 and bool((documents[1:] >= documents[:-1]).all()))
+        if not sound:
+            raise UserError(f"{index_path}: the places of its sequences do not follow from their sizes, it is damaged: "
+                            "make the data again with preprocess_data.py")
 
     def __len__(self) -> int:
         return self.sizes.size

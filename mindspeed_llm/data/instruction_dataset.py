@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,19 @@ from mindspeed_llm.data.indexed_dataset import IndexedDataset
 IGNORE = -100
 FIELDS = ("input_ids", "attention_mask", "labels")
 logger = logging.getLogger(__name__)
+
+
+def is_pairwise(prefix: str) -> bool:
+    """Whether the data of that prefix are pairs of answers (and no instruction data as well)."""
+    chosen, instruction = (Path(f"{prefix}_packed_{field}_document.idx") for field in ("chosen_input_ids", FIELDS[0]))
+    return chosen.is_file() and not instruction.is_file()
+
+
+def require_same_rows(first: IndexedDataset, second: IndexedDataset) -> None:
+    """Raise UserError unless both have as many rows, and these are equally long."""
+    if not np.array_equal(first.sizes, second.sizes):
+        raise UserError(f"{second.prefix} does not have the rows of {first.prefix}: the files come from different runs, "
+                        "make the data again with preprocess_data.py")
 
 
 class PackedRows:
@@ -25,13 +39,13 @@ class PackedRows:
 
     def __init__(self, prefix: str):
         self.prefix = prefix
+        if is_pairwise(prefix):
+            raise UserError(f"--data-path {prefix} holds pairs of answers: train on them with --stage dpo "
+                            "--is-pairwise-dataset, or make instruction data with preprocess_data.py --handler-name "
+                            "AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler")
         self.parts = {field: IndexedDataset(f"{prefix}_packed_{field}_document") for field in FIELDS}
-        sizes = self.parts["input_ids"].sizes
         for field in FIELDS[1:]:
-            if not np.array_equal(self.parts[field].sizes, sizes):
-                raise UserError(f"{prefix}_packed_{field}_document does not have the rows of "
-                                f"{prefix}_packed_input_ids_document: the files come from different runs, make the "
-                                "data again with preprocess_data.py")
+            require_same_rows(self.parts["input_ids"], self.parts[field])
         masks = self.parts["attention_mask"]
         self.packed = any(bool((masks[row] != 1).any()) for row in range(min(len(masks), 1000)))
 
@@ -41,6 +55,20 @@ class PackedRows:
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(input_ids, attention_mask, labels) of a row, as stored."""
         return tuple(self.parts[field][index] for field in FIELDS)
+
+
+def shuffled_epochs(first: int, last: int, num_samples: int | None, seed: int) -> np.ndarray:
+    """int64 numbers of rows [first, last) in shuffled order, epoch after epoch, `num_samples` of them (None: one epoch).
+
+    Every epoch has an order of its own; the same seed gives the same ones on any machine. Raises UserError for an empty
+    range.
+    """
+    if last <= first:
+        raise UserError(f"no rows in {first}..{last}")
+    count = last - first
+    length = count if num_samples is None else num_samples
+    rng = np.random.RandomState(seed)
+    return np.concatenate([first + rng.permutation(count) for _ in range(max(1, math.ceil(length / count)))])[:length]
 
 
 class InstructionDataset:
@@ -57,14 +85,12 @@ class InstructionDataset:
             (`--no-pad-to-seq-lengths`); pipeline, sequence and context parallelism tell which multiple.
 
     Raises:
-        UserError: an empty range, or an S that is no multiple of `pad_to_multiple_of`.
+        UserError: an S that is no multiple of `pad_to_multiple_of`.
     """
 
     def __init__(self, rows: PackedRows, selection: tuple[int, int], num_samples: int | None, seq_length: int,
                  seed: int, pad_id: int, pad_to_multiple_of: int | None = None):
         first, last = selection
-        if last <= first:
-            raise UserError(f"{rows.prefix}: no rows in {first}..{last}")
         if pad_to_multiple_of is not None and seq_length % pad_to_multiple_of:
             raise UserError(f"--seq-length {seq_length} must be a multiple of {pad_to_multiple_of} (what "
                             "--no-pad-to-seq-lengths pads to, --pad-to-multiple-of)")
@@ -72,15 +98,11 @@ class InstructionDataset:
         self.seq_length = seq_length
         self.pad_id = pad_id
         self.multiple = pad_to_multiple_of
-        count = last - first
-        self._length = count if num_samples is None else num_samples
-        rng = np.random.RandomState(seed)
-        epochs = max(1, math.ceil(self._length / count))
-        self._order = np.concatenate([first + rng.permutation(count) for _ in range(epochs)])[:self._length]
+        self._order = shuffled_epochs(first, last, num_samples, seed)
         self._warned = False
 
     def __len__(self) -> int:
-        return self._length
+        return self._order.size
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One sample of length L (S, or dynamic).

@@ -6,45 +6,29 @@ Two layouts are read:
   special tokens follow the ranks;
 * native Hugging Face (glm-4-9b-hf, GLM-4-9B-0414, any other fast tokenizer): `tokenizer.json`.
 
-Byte-pair encoding: Sennrich et al. 2016 (arXiv:1508.07909), over bytes, merges chosen by the lowest rank of the merged
-token as in tiktoken.
+`tokenizer_backends.py` holds the engine of each.
 """
 
 import base64
 import binascii
 import codecs
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+import numpy as np
 
 from mindspeed_llm import families
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.data.tokenizer_backends import HfBackend, TiktokenBackend
 
-GLM4_SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 GLM4_SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
     "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
 )
 GLM4_PREFIX = ("[gMASK]", "<sop>")
 TOKENIZER_KINDS = ("PretrainedFromHF",)
-
-
-def _byte_to_char_table() -> list[str]:
-    """The printable stand-in that byte-level BPE files use for each of the 256 bytes (the GPT-2 convention)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    for shift, byte in enumerate(byte for byte in range(256) if byte not in table):
-        table[byte] = chr(256 + shift)
-    return [table[byte] for byte in range(256)]
-
-
-BYTE_TO_CHAR = _byte_to_char_table()
-CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
@@ -60,10 +44,9 @@ class Tokenizer:
         special_tokens: name -> id of every special token.
     """
 
-    def __init__(self, backend: Backend, special_tokens: dict[str, int], *, eos: str, pad: str | None,
-                 bos_prefix: tuple[str, ...], byte_level: bool):
+    def __init__(self, backend: TiktokenBackend | HfBackend, special_tokens: dict[str, int], *, eos: str,
+                 pad: str | None, bos_prefix: tuple[str, ...]):
         self._backend = backend
-        self._byte_level = byte_level
         self.special_tokens = dict(special_tokens)
         self._special_names = {token_id: name for name, token_id in self.special_tokens.items()}
         self.eos_id = self.special(eos)
@@ -74,8 +57,7 @@ class Tokenizer:
         self.stop_ids = [self.special(name) for name in stops]
         self.prompt_type = family.prompt_type if family else None
         highest_special = max(self.special_tokens.values(), default=-1)
-        vocab = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(max(vocab.values(), default=-1), highest_special) + 1
+        self.vocab_size = max(backend.size, highest_special + 1)
 
     def special(self, name: str) -> int:
         """Id of a special token by its text, e.g. `special("<|user|>")`.
@@ -85,7 +67,7 @@ class Tokenizer:
         """
         if name in self.special_tokens:
             return self.special_tokens[name]
-        token_id = self._backend.token_to_id(name)
+        token_id = self._backend.token_id(name)
         if token_id is None:
             raise UserError(
                 f"the tokenizer has no token {name!r}; its special tokens are: "
@@ -100,15 +82,11 @@ class Tokenizer:
         The text of special tokens (`<|user|>` ...) is text: a document or a user's message that contains it must not be
         able to forge a turn.
         """
-        prefix = self.bos_prefix if add_special else []
-        try:
-            return prefix + self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            if not isinstance(text, str):
-                raise
-            # JSON can hold lone surrogates ("\ud83d" without its other half), which are not text: replace those only
-            repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return prefix + self._backend.encode(repaired, add_special_tokens=False).ids
+        return (self.bos_prefix if add_special else []) + self._backend.encode(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids (uint32) of each text, as `encode` gives them, without a Python object per token."""
+        return self._backend.encode_batch(texts)
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of `ids`. Broken UTF-8 and ids outside the vocabulary become U+FFFD.
@@ -116,22 +94,17 @@ class Tokenizer:
         Args:
             skip_special: leave special tokens out; otherwise their names appear in the text.
         """
-        if self._byte_level:
+        if self._backend.byte_level:
             return b"".join(self.token_bytes(token_id, skip_special) for token_id in ids).decode("utf-8", "replace")
-        return self._backend.decode([int(token_id) for token_id in ids], skip_special_tokens=skip_special)
+        return self._backend.decode([int(token_id) for token_id in ids], skip_special)
 
     def token_bytes(self, token_id: int, skip_special: bool = True) -> bytes:
         """The bytes that one id stands for (not necessarily whole characters)."""
         token_id = int(token_id)
         if token_id in self._special_names:
             return b"" if skip_special else self._special_names[token_id].encode()
-        token = self._backend.id_to_token(token_id)
-        if token is None:
-            return "\ufffd".encode()
-        try:
-            return bytes(CHAR_TO_BYTE[char] for char in token)
-        except KeyError:  # an added token that is stored as plain text
-            return token.encode()
+        token = self._backend.token_bytes(token_id)
+        return "\ufffd".encode() if token is None else token
 
     def stream(self, skip_special: bool = True) -> "StreamDecoder":
         """A decoder to feed with ids one by one."""
@@ -147,7 +120,7 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._byte_level else None
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._backend.byte_level else None
         self._ids: list[int] = []
         self._emitted = ""
 
@@ -241,37 +214,6 @@ def read_tiktoken_file(file: str | Path) -> dict[bytes, int]:
     return ranks
 
 
-def bpe_from_ranks(ranks: dict[bytes, int]) -> Backend:
-    """A `tokenizers` byte-level BPE with GLM4's split pattern that gives tiktoken's ids for the same ranks.
-
-    tiktoken merges, again and again, the adjacent pair whose *concatenation* has the lowest rank (leftmost first). The
-    backend wants a list of pairs by priority: every way to cut a token into two tokens, by the rank of the whole. Cuts
-    that are not the token's own last merge step are harmless: for such a pair to stand side by side, the bytes of the
-    token must have been merged by themselves down to exactly that pair, and this sequence of steps is unique.
-    """
-    chars = {token: "".join(BYTE_TO_CHAR[byte] for byte in token) for token in ranks}
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ranks and right in ranks:
-                merges.append((chars[left], chars[right]))
-    vocab = {chars[token]: rank for token, rank in ranks.items()}
-    # a piece that is a token as a whole is looked up, not merged, in tiktoken: ignore_merges
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    backend.pre_tokenizer = glm4_pre_tokenizer()
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def glm4_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """GLM4's split pattern, then bytes as printable characters."""
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(GLM4_SPLIT_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-
-
 def _load_chatglm(file: Path, config: dict) -> Tokenizer:
     ranks = read_tiktoken_file(file)
     declared = config.get("added_tokens_decoder", {})
@@ -285,22 +227,13 @@ def _load_chatglm(file: Path, config: dict) -> Tokenizer:
             f"{file.parent / 'tokenizer_config.json'}: {clashes[0]} has id {specials[clashes[0]]}, which "
             f"tokenizer.model with its {len(ranks)} ranks uses for text: the two files do not belong together"
         )
-    return Tokenizer(bpe_from_ranks(ranks), specials, eos="<|endoftext|>",
-                     pad=_token_text(config.get("pad_token")) or "<|endoftext|>", bos_prefix=GLM4_PREFIX,
-                     byte_level=True)
+    return Tokenizer(TiktokenBackend(ranks, specials), specials, eos="<|endoftext|>",
+                     pad=_token_text(config.get("pad_token")) or "<|endoftext|>", bos_prefix=GLM4_PREFIX)
 
 
 def _load_hf_json(file: Path, config: dict) -> Tokenizer:
-    description = _read_json(file)
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as error:  # the backend raises bare Exception for whatever is wrong with the file
-        raise UserError(f"{file} is not a tokenizer that can be loaded: {error}") from None
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True  # special tokens in text are parsed by Tokenizer.encode, on request only
-    specials = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()
-                if token.special}
+    backend = HfBackend(file, _read_json(file))
+    specials = backend.special_tokens
     extra = _read_json(file.parent / "special_tokens_map.json", optional=True)
     named = {name: _token_text(config.get(name) or extra.get(name)) for name in ("eos_token", "pad_token", "bos_token")}
     if all(name in specials for name in (*GLM4_PREFIX, "<|endoftext|>")):
@@ -310,10 +243,7 @@ def _load_hf_json(file: Path, config: dict) -> Tokenizer:
         eos, prefix = named["eos_token"], (named["bos_token"],) if named["bos_token"] else ()
     if eos is None:
         raise UserError(f"{file.parent / 'tokenizer_config.json'} names no eos_token: add it")
-    decoder = description.get("decoder") or {}
-    kinds = {decoder.get("type")} | {part.get("type") for part in decoder.get("decoders", [])}
-    return Tokenizer(backend, specials, eos=eos, pad=named["pad_token"], bos_prefix=prefix,
-                     byte_level="ByteLevel" in kinds)
+    return Tokenizer(backend, specials, eos=eos, pad=named["pad_token"], bos_prefix=prefix)
 
 
 def _token_text(entry: str | dict | None) -> str | None:

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.data.tokenizer import CHAR_TO_BYTE, GLM4_SPECIAL_TOKENS, glm4_pre_tokenizer
+from mindspeed_llm.data.tokenizer import GLM4_SPECIAL_TOKENS
+from mindspeed_llm.data.tokenizer_backends import CHAR_TO_BYTE, glm4_pre_tokenizer
 
 
 def train_tiktoken_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:

@@ -27,11 +27,14 @@ def run(configs: Configs) -> None:
     source, notes = checkpointing.find(configs.checkpoint)
     adapters = find_adapters(configs.checkpoint.lora_load, source, f"--load {configs.checkpoint.load}")
     configs = resolve(configs, source, adapters)
+    if adapters is not None and adapters is not source and adapters.warning:
+        notes = [*notes, adapters.warning]
     resumed = source if configs.lora is None else adapters
     configs = checkpointing.restore_seed(configs, resumed)
     train = configs.train
     session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = session.state
+    batches = Batches(objective_of(configs, state), train, state)
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
                        lora=configs.lora, multiple_of=state.dp_cp.size) for virtual in range(stages)]
@@ -53,7 +56,7 @@ def run(configs: Configs) -> None:
                                 progress.iteration))
         for opened in {source, loaded}:
             opened.close()
-    batches = Batches(objective_of(configs), train, state, progress.consumed_samples)
+    batches.go_on_after(progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "

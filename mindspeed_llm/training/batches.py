@@ -7,23 +7,28 @@ from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.data.batch import Dataset
 from mindspeed_llm.data.samplers import BatchSampler
-from mindspeed_llm.training.objectives.objective import MicroBatch, Objective
+from mindspeed_llm.training.micro_batch import MicroBatch
+from mindspeed_llm.training.objectives.objective import Objective
 
 
 class Batches:
-    """Training and validation micro-batches of one data-parallel rank, resumable from the number of consumed samples.
+    """Training and validation micro-batches of one data-parallel rank.
 
     Every rank reads its own data: ranks of one data-parallel replica read the same samples, so all know the shapes.
     """
 
-    def __init__(self, objective: Objective, train: TrainConfig, state: ParallelState, consumed_samples: int) -> None:
+    def __init__(self, objective: Objective, train: TrainConfig, state: ParallelState) -> None:
         self.objective, self._micro_batch_size, self._dp = objective, train.micro_batch_size, state.dp
         self.num_microbatches = train.num_microbatches(state.dp.size)
         evaluations = train.train_iters // train.eval_interval + 1 if train.eval_iters else 0
-        training, self._validation_data = objective.datasets((
+        self._training_data, self._validation_data = objective.datasets((
             train.train_iters * train.global_batch_size, evaluations * train.eval_iters * train.global_batch_size))
-        self._training = self._stream(training, consumed_samples)
+        self._training = self._stream(self._training_data, 0)
         self._validation = self._stream(self._validation_data, 0) if self.has_validation else None
+
+    def go_on_after(self, consumed_samples: int) -> None:
+        """Training goes on behind so many samples, those of the run that is resumed."""
+        self._training = self._stream(self._training_data, consumed_samples)
 
     @property
     def has_validation(self) -> bool:

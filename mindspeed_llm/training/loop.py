@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
@@ -15,15 +16,30 @@ from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward, for
 from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
-from mindspeed_llm.training import checkpointing
 from mindspeed_llm.training.batches import Batches
 from mindspeed_llm.training.checkpointing import Progress
-from mindspeed_llm.training.logs import IterationRecord, TensorBoard
+from mindspeed_llm.training.logs import Boards, IterationRecord, metric_fields
 from mindspeed_llm.training.loss_scale import LossScale
-from mindspeed_llm.training.passes import mean_loss, stage_programs
+from mindspeed_llm.training.micro_batch import MicroBatch
+from mindspeed_llm.training.passes import LossPasses
 from mindspeed_llm.training.profiling import Profiler
+from mindspeed_llm.training.saving import Saver
 from mindspeed_llm.training.signals import ExitSignal
+from mindspeed_llm.training.throughput import Throughput
 from mindspeed_llm.training.validation_samples import ValidationSamples
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """An optimizer step: means of loss and metrics over its batch, what the optimizer says, tokens processed, FLOPs of
+    this rank where they are counted.
+    """
+
+    loss: float
+    metrics: dict[str, float]
+    result: StepResult
+    tokens: int
+    flops: float = 0.0
 
 
 class Trainer:
@@ -34,31 +50,36 @@ class Trainer:
         self.configs, self.session, self.state = configs, session, session.state
         self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
         self.batches, self.samples = batches, samples
+        self.throughput = Throughput(chunks, session.state) if configs.train.log_throughput else None
+        self.saver = Saver(configs, optimizer, scale, session.state, session.params_dtype)
         self.skipped = self.nans = 0
 
     def train(self) -> None:
         """Run to `train_iters` or until asked to stop; saves at the end and at every interval."""
         train, session, progress = self.configs.train, self.session, self.progress
-        board = TensorBoard(train.tensorboard_dir if session.is_main else None)
+        boards = Boards(train, main=session.is_main)
         stop = ExitSignal(train.exit_signal_handler, self.state.world)
-        losses, started, saved = [], time.perf_counter(), progress.iteration
+        outcomes, started, saved = [], time.perf_counter(), progress.iteration
         profiler = Profiler(self.configs.profile, session)
         while progress.iteration < train.train_iters:
             profiler.before(progress.iteration + 1)
             rate = learning_rate(self.configs.optimizer, progress.iteration + 1, train.train_iters)
-            loss, result, tokens = self.step(rate)
+            outcome = self.step(rate)
             progress.iteration += 1
-            profiler.after(progress.iteration)
             progress.consumed_samples += train.global_batch_size
-            losses.append((loss, tokens))
+            outcomes.append(outcome)
             if progress.iteration % train.log_interval == 0:
                 now = time.perf_counter()
-                self._report(losses, (now - started) / len(losses), rate, result, board)
-                losses, started = [], now
+                self._report(outcomes, (now - started) / len(outcomes), rate, boards)
+                outcomes, started = [], now
+            paused = time.perf_counter()
+            profiler.after(progress.iteration)
+            started += time.perf_counter() - paused
             if train.eval_iters and progress.iteration % train.eval_interval == 0 and self.batches.has_validation:
                 paused = time.perf_counter()
-                self._validate(board)
+                self._validate(boards)
                 started += time.perf_counter() - paused
+            self.saver.poll()
             stopping = stop.on_any_rank()
             if stopping or self._at(self.configs.checkpoint.save_interval):
                 paused = time.perf_counter()
@@ -70,29 +91,35 @@ class Trainer:
                 break
         profiler.close()
         self._save(saved)
-        board.close()
+        self.saver.finish()
+        boards.close()
 
     @traced("iteration", "iteration")
-    def step(self, rate: float) -> tuple[float, StepResult, int]:
-        """One optimizer step; returns the batch's mean loss, the outcome, and the number of tokens it processed.
+    def step(self, rate: float) -> StepOutcome:
+        """One optimizer step.
 
         Raises FloatingPointError naming the first bad parameter when the loss or a gradient is not finite, unless that is
         handled (fp16) or allowed (--no-check-for-nan-in-loss-and-grad).
         """
         with span("read data", "data"):
             micro_batches = self.batches.training_step()
+        passes = self._passes(micro_batches, f"{self.configs.train.seed}/{self.progress.iteration}")
         self.optimizer.zero_grad()
         self.optimizer.expect_gradients(len(micro_batches))
         seed = Tensor(np.float32(self.scale.value))
-        programs = stage_programs(self.batches.objective, self.chunks, micro_batches,
-                                  f"{self.configs.train.seed}/{self.progress.iteration}")
-        losses = forward_backward(programs, len(micro_batches), self.state.pp, seed)
+        losses = forward_backward(passes.programs, len(micro_batches), self.state.pp, seed)
         divisor = len(micro_batches) * self.state.dp.size
         result = self.optimizer.step(rate, 1.0 / (divisor * self.scale.value))
-        loss = mean_loss(losses, len(micro_batches), self.state)
+        loss, metrics = passes.means(losses, self.state)
         self._account(loss, result)
         tokens = sum(micro.tokens.size for micro in micro_batches) * self.state.dp.size
-        return loss, result, tokens
+        flops = self.throughput.flops(micro_batches) if self.throughput is not None else 0.0
+        return StepOutcome(loss, metrics, result, tokens, flops)
+
+    def _passes(self, micro_batches: list[MicroBatch], dropout_key: str | None = None) -> LossPasses:
+        objective = self.batches.objective
+        return LossPasses(objective.loss, objective.metrics, self.chunks, objective.prepared(micro_batches, self.chunks),
+                          dropout_key)
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)
@@ -106,40 +133,45 @@ class Trainer:
                 f"with a NaN or infinite gradient: {name}. Lower --lr, check the data, or pass "
                 "--no-check-for-nan-in-loss-and-grad to skip such steps")
 
-    def _report(self, losses: list[tuple[float, int]], seconds: float, rate: float, result: StepResult,
-                board: TensorBoard) -> None:
+    def _report(self, outcomes: list[StepOutcome], seconds: float, rate: float, boards: Boards) -> None:
         train, progress = self.configs.train, self.progress
+        whole = seconds * len(outcomes)
+        flops = None if self.throughput is None else (sum(each.flops for each in outcomes) / whole,
+                                                      self.throughput.limit)
         record = IterationRecord(
             progress.iteration, train.train_iters, progress.consumed_samples, seconds, rate, train.global_batch_size,
-            float(np.mean([loss for loss, _ in losses])), self.scale.value, result.grad_norm, self.skipped, self.nans,
-            sum(tokens for _, tokens in losses) / (seconds * len(losses)), device.peak_memory_mb())
+            float(np.mean([each.loss for each in outcomes])), self.scale.value, outcomes[-1].result.grad_norm,
+            self.skipped, self.nans, sum(each.tokens for each in outcomes) / whole,
+            device.peak_memory_mb(), _means([each.metrics for each in outcomes]), flops)
         self.session.say(record.line())
-        board.iteration(record)
+        boards.iteration(record)
         self.skipped = self.nans = 0
 
-    def _validate(self, board: TensorBoard) -> None:
-        losses = []
+    def _validate(self, boards: Boards) -> None:
+        losses, reported = [], []
         for _ in range(self.configs.train.eval_iters):
             micro_batches = self.batches.validation_step()
-            programs = stage_programs(self.batches.objective, self.chunks, micro_batches)
-            outputs = forward_only(programs, len(micro_batches), self.state.pp)
-            losses.append(mean_loss(outputs, len(micro_batches), self.state))
-        loss = float(np.mean(losses))
+            passes = self._passes(micro_batches)
+            loss, metrics = passes.means(forward_only(passes.programs, len(micro_batches), self.state.pp), self.state)
+            losses.append(loss)
+            reported.append(metrics)
+        loss, metrics = float(np.mean(losses)), _means(reported)
         self.session.say(f" validation loss at iteration {self.progress.iteration} | lm loss value: {loss:.6E} | "
-                         f"lm loss PPL: {math.exp(min(loss, 20)):.6E} |")
-        board.validation(self.progress.iteration, loss)
+                         f"lm loss PPL: {math.exp(min(loss, 20)):.6E} |{metric_fields(metrics)}")
+        boards.validation(self.progress.iteration, {"lm loss": loss, **metrics})
         for number, sample in enumerate(self.samples.generate() if self.samples else [], start=1):
             self.session.say(sample.line(number, self.progress.iteration))
-            board.text(f"validation sample {number}", sample.text(), self.progress.iteration)
+            boards.text(f"validation sample {number}", sample.text(), self.progress.iteration)
 
     def _at(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.iteration % interval == 0
 
     def _save(self, last_saved: int) -> int:
-        """Save unless this iteration is saved already; returns the iteration now on disk."""
-        config, configs = self.configs.checkpoint, self.configs
-        if config.save and self.progress.iteration > last_saved:
-            checkpointing.save(config.save, self.progress, configs.model, configs.parallel, self.optimizer, self.scale,
-                               self.state, self.session.params_dtype, configs.train.seed,
-                               with_optimizer=not config.no_save_optim, adapters_only=config.lora_ckpt_filter)
+        """Save unless this iteration is saved already; returns the iteration that is on disk, or on its way there."""
+        if self.configs.checkpoint.save and self.progress.iteration > last_saved:
+            self.saver.save(self.progress)
         return self.progress.iteration
+
+
+def _means(reported: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([metrics[name] for metrics in reported])) for name in reported[0]}

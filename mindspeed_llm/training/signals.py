@@ -2,6 +2,8 @@
 
 import signal
 
+import numpy as np
+
 from mindspeed_llm.core.optimizer.gradients import global_sum
 from mindspeed_llm.runtime.collectives import Group
 
@@ -19,4 +21,4 @@ class ExitSignal:
 
     def on_any_rank(self) -> bool:
         """True when some rank was asked to stop. Collective when enabled."""
-        return self.enabled and global_sum(float(self._received), self._world) > 0
+        return self.enabled and bool(global_sum(np.array([self._received]), self._world)[0])

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
+import tracemalloc
 
 import numpy as np
 import pytest
 from make_checkpoint import MODEL, global_state, save
 
-from mindspeed_llm.checkpoint import SaveInfo, StoredTensor, begin_save, commit_save, open_checkpoint, write_model_file
+from mindspeed_llm.checkpoint import (SaveInfo, StoredTensor, begin_save, commit_save, open_checkpoint, remove_old,
+                                      write_model_file)
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.structure import chunk_specs, model_specs
+from mindspeed_llm.tasks.convert.verify import verify
 
 PARALLEL = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, num_layer_list=(2, 3))
 NAME = "decoder.layers.3.mlp.linear_fc1.weight"
@@ -129,17 +133,120 @@ def test_damage_is_named(tmp_path) -> None:
         assert checkpoint.verify() > 0
 
 
+def test_the_last_complete_checkpoint_is_taken_instead(tmp_path) -> None:
+    for iteration in (3, 5, 9, 7):  # the tracker ends at 7
+        save(tmp_path, MODEL, PARALLEL, global_state(MODEL), iteration=iteration)
+    assert open_checkpoint(tmp_path).warning is None
+    model = "mp_rank_01_001/model.safetensors"
+    (tmp_path / "iter_0000007" / model).write_bytes(b"short")
+    with open_checkpoint(tmp_path) as found:
+        assert found.iteration == 5 and f"{model} is truncated" in found.warning
+    (tmp_path / "iter_0000005" / model).unlink()
+    (tmp_path / "iter_0000003/metadata.json").write_text("{")
+    assert open_checkpoint(tmp_path).iteration == 9  # nothing before it is complete
+    (tmp_path / "iter_0000009" / model).unlink()
+    with open_checkpoint(tmp_path) as found:
+        assert found.iteration == 7 and found.warning is None  # nothing better: what is missing may not be needed
+    assert open_checkpoint(tmp_path, 9).iteration == 9
+
+
+def test_old_checkpoints_are_removed(tmp_path) -> None:
+    for iteration in (1, 2, 3, 4, 12):
+        save(tmp_path, MODEL, PARALLEL, global_state(MODEL), iteration=iteration, optimizer=iteration > 1)
+    assert remove_old(tmp_path, 2) == [2, 3]
+    assert remove_old(tmp_path, 2) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iter_0000001", "iter_0000004", "iter_0000012", "latest_checkpointed_iteration.txt"]
+
+
+def test_verify_names_files_and_tensors(tmp_path, capsys) -> None:
+    for iteration in (3, 5):
+        save(tmp_path, MODEL, PARALLEL, global_state(MODEL), iteration=iteration)
+    verify(str(tmp_path))
+    verify(str(tmp_path / "iter_0000003"))
+    assert capsys.readouterr().out.count("complete and undamaged") == 3
+    first, second = (tmp_path / "iter_0000003" / f"mp_rank_0{rank}_001/model.safetensors" for rank in (0, 1))
+    first.write_bytes(first.read_bytes()[:-3])
+    content = bytearray(second.read_bytes())
+    content[-1] ^= 1
+    second.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        verify(str(tmp_path))
+    text = str(caught.value)
+    assert f"{first} is truncated" in text and f"{second}: checksum of tensor output_layer.weight is wrong" in text
+    assert "iter_0000005" not in text and "iter_0000003: 2 problems" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="holds no mcore checkpoint"):
+        verify(str(tmp_path / "nothing"))
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """One damage: bytes changed, a piece cut out or doubled, a number, a word or a whole value replaced."""
+    text = content
+    place = int(rng.integers(len(text)))
+    kind = int(rng.integers(5))
+    if kind == 0:
+        changed = bytearray(text)
+        for _ in range(int(rng.integers(1, 4))):
+            changed[int(rng.integers(len(text)))] = int(rng.integers(256))
+        return bytes(changed)
+    if kind == 1:
+        return text[:place] + text[place + int(rng.integers(1, 30)):]
+    if kind == 2:
+        return text[:place] + text[place:place + 30] + text[place:]
+    found = list(re.finditer(rb"\d+|\[[^\[\]]*\]|\"[^\"]{1,40}\"|true|false|null", text))
+    if not found:
+        return text[:place]
+    match = found[int(rng.integers(len(found)))]
+    values = (b"0", b"-1", b"1e400", b"99999999999", b"9" * 30, b"null", b"[]", b"{}", b'"x"', b"[" * 2000, b"true", b"1.5",
+              b'"../../../etc/passwd"', b"[0, 4000000000]")
+    return text[:match.start()] + values[int(rng.integers(len(values)))] + text[match.end():]
+
+
+@pytest.mark.parametrize("runs", [300, pytest.param(10_000, marks=pytest.mark.full)])
+def test_whatever_the_bytes_nothing_crashes_or_grows(tmp_path, runs: int) -> None:
+    """Mutated headers, metadata and trackers: an error that names something in the directory, or a checkpoint of the
+    model's size."""
+    save(tmp_path / "c", MODEL, ParallelConfig(), global_state(MODEL), optimizer=False)
+    targets = [tmp_path / "c" / name for name in ("iter_0000007/metadata.json", "iter_0000007/mp_rank_00/model.safetensors",
+                                                  "latest_checkpointed_iteration.txt")]
+    good = {path: path.read_bytes() for path in targets}
+    header = 8 + int.from_bytes(good[targets[1]][:8], "little")
+    size = sum(len(content) for content in good.values())
+    rng, refused = np.random.default_rng(11), 0
+    tracemalloc.start()
+    for number in range(runs):
+        path = targets[(0, 0, 1, 1, 2)[number % 5]]
+        head = header if path == targets[1] else None
+        path.write_bytes(mutate(good[path][:head], rng) + (good[path][head:] if head else b""))
+        tracemalloc.reset_peak()
+        try:
+            with open_checkpoint(tmp_path / "c") as found:
+                for spec in model_specs(found.model_config, found.noop_layers):
+                    found.read(spec, 0, 1)
+        except (UserError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error) or "checkpoint" in str(error), error
+            refused += 1
+        assert tracemalloc.get_traced_memory()[1] < 20 * size
+        path.write_bytes(good[path])
+    tracemalloc.stop()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c"] and refused > runs / 4
+
+
 def test_damaged_tracker_and_metadata_are_named(tmp_path) -> None:
     assert open_checkpoint(tmp_path / "nothing") is None
     save(tmp_path, MODEL, PARALLEL, global_state(MODEL))
     tracker = tmp_path / "latest_checkpointed_iteration.txt"
     tracker.write_text("12")
-    with pytest.raises(FileNotFoundError, match="names iteration 12.*iter_0000012 does not exist.*iter_0000007"):
-        open_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="iteration 12 was asked for.*iter_0000012 does not exist"):
+        open_checkpoint(tmp_path, 12)
     assert open_checkpoint(tmp_path, 7).iteration == 7
-    tracker.write_text("release")
-    with pytest.raises(UserError, match="'release', an iteration number expected"):
-        open_checkpoint(tmp_path)
+    for text, message in (("12", "names iteration 12, but .*iter_0000012 does not exist"), ("\u00b2", "holds"),
+                          ("release", "'release', an iteration number expected"), ("9" * 5000, "999"), ("", "''")):
+        tracker.write_text(text)
+        with open_checkpoint(tmp_path) as found:
+            assert found.iteration == 7 and re.search(f"{message}.*FALLING BACK TO ITERATION 7", found.warning)
+    tracker.unlink()
+    assert f"{tracker} is missing. FALLING BACK TO ITERATION 7" in open_checkpoint(tmp_path).warning
     tracker.write_text("7")
     metadata = tmp_path / "iter_0000007/metadata.json"
     good = json.loads(metadata.read_text())

@@ -96,6 +96,19 @@ def test_save_interval_without_save_is_noted():
     assert any("--save-interval is ignored" in note for note in configs.notes)
 
 
+@pytest.mark.parametrize("flags, ignored", [
+    ("--dpo-beta 0.2 --ref-model r", {"--dpo-beta": "only --stage dpo has it", "--ref-model": "only --stage dpo has it"}),
+    ("--stage dpo --is-pairwise-dataset --ref-model r", {}),
+    ("--stage dpo --is-pairwise-dataset --is-instruction-dataset --dpo-loss-type orpo --ref-model r "
+     "--dpo-label-smoothing 0.1 --gamma-beta-ratio 1",
+     {"--ref-model": "--dpo-loss-type orpo has no reference model", "--dpo-label-smoothing": "--dpo-loss-type orpo has none",
+      "--gamma-beta-ratio": "--dpo-loss-type orpo has no target margin", "--is-instruction-dataset": "--stage dpo reads pairs"}),
+])
+def test_preference_flags_without_effect_are_noted(flags, ignored):
+    notes = parse("pretrain", argv(BASE["pretrain"]) + argv(flags)).notes
+    assert notes == [f"{flag} is ignored: {why}" for flag, why in ignored.items()]
+
+
 def test_training_flags_given_to_inference_are_noted_once():
     configs = parse("inference", argv(BASE["inference"]) + argv("--lr 1e-3 --micro-batch-size 1 --use-flash-attn"))
     assert len(configs.notes) == 1
@@ -120,7 +133,14 @@ ERRORS = [
     ("pretrain", "--swiglu=false", "--swiglu (false) is always on"),
     ("pretrain", "--attention-dropout 0.1", "--attention-dropout (0.1) must be 0.0"),
     ("pretrain", "--sequence-parallel maybe", "--sequence-parallel (maybe) is a switch"),
-    ("pretrain", "--stage dpo", "--stage (dpo) must be sft"),
+    ("pretrain", "--stage grpo", "--stage (grpo) must be sft or dpo"),
+    ("pretrain", "--stage dpo", "add --is-pairwise-dataset"),
+    ("pretrain", "--is-pairwise-dataset", "--is-pairwise-dataset: pairs of answers are for --stage dpo: change"),
+    ("pretrain", "--stage sft --is-instruction-dataset --is-pairwise-dataset", "not for --stage sft"),
+    ("pretrain", "--stage dpo --is-pairwise-dataset", "--ref-model must be given: --dpo-loss-type sigmoid compares"),
+    ("pretrain", "--dpo-loss-type kto", "--dpo-loss-type (kto) must be sigmoid"),
+    ("pretrain", "--dpo-beta 0", "--dpo-beta (0) must be a number above 0"),
+    ("pretrain", "--dpo-label-smoothing 0.5", "--dpo-label-smoothing (0.5) must be a number at least 0.0 and below 0.5"),
     ("pretrain", "--stage sft", "add --is-instruction-dataset"),
     ("pretrain", "--tokenizer-type Llama", "--tokenizer-type (Llama) must be PretrainedFromHF"),
     ("pretrain", "--ai-framework pytorch", "--ai-framework (pytorch) must be mindspore"),

@@ -1,7 +1,5 @@
 """Blends follow their weights, global batches do not depend on the number of ranks, batches are stacked rightly."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 
@@ -16,8 +14,8 @@ from mindspeed_llm.data.samplers import BatchSampler
 def test_data_path_forms():
     assert parse_data_path(["a"]) == (["a"], None)
     assert parse_data_path(["a", "1/2"]) == (["a", "1/2"], None)
-    assert parse_data_path(["0.3", "a", "0.7", "b"]) == (["a", "b"], [Fraction(3, 10), Fraction(7, 10)])
-    assert parse_data_path(["3", "a", "1", "b"])[1] == [Fraction(3, 4), Fraction(1, 4)]
+    assert parse_data_path(["0.3", "a", "0.7", "b"]) == (["a", "b"], [0.3, 0.7])
+    assert parse_data_path(["3", "a", "1", "b"])[1] == [0.75, 0.25]
     for words, message in (([], "--data-path PREFIX"), (["0.3", "a", "b"], "alternate"), (["a", "0.3"], "alternate"),
                            (["0.3"], "alternate"), (["0", "a", "1", "b"], "above 0")):
         with pytest.raises(UserError, match=message):
@@ -26,7 +24,7 @@ def test_data_path_forms():
 
 @pytest.mark.parametrize("shares", [(3, 7), (1, 1), (1, 2, 4), (1, 999), (5,)])
 def test_blend_keeps_to_the_weights_all_along(shares):
-    weights = [Fraction(share, sum(shares)) for share in shares]
+    weights = [share / sum(shares) for share in shares]
     datasets, samples = blending_indices(weights, 1000)
     for steps in (1, 10, 333, 1000):
         counts = [int((datasets[:steps] == d).sum()) for d in range(len(shares))]
@@ -38,15 +36,15 @@ def test_blend_keeps_to_the_weights_all_along(shares):
 
 
 def test_largest_error_first_by_hand():
-    datasets, samples = blending_indices([Fraction(3, 4), Fraction(1, 4)], 8)
-    assert datasets.tolist() == [0, 0, 1, 0, 0, 0, 1, 0] and samples.tolist() == [0, 1, 0, 2, 3, 4, 1, 5]
+    datasets, samples = blending_indices([0.75, 0.25], 8)
+    assert datasets.tolist() == [0, 1, 0, 0, 0, 1, 0, 0] and samples.tolist() == [0, 0, 1, 2, 3, 1, 4, 5]
 
 
 def test_blended_dataset_refuses_too_few_samples():
-    blend = BlendedDataset([["a0", "a1", "a2"], ["b0"]], [Fraction(3, 4), Fraction(1, 4)], 4)
-    assert [blend[i] for i in range(len(blend))] == ["a0", "a1", "b0", "a2"]
+    blend = BlendedDataset([["a0", "a1", "a2"], ["b0"]], [0.75, 0.25], 4)
+    assert [blend[i] for i in range(len(blend))] == ["a0", "b0", "a1", "a2"]
     with pytest.raises(ValueError, match="3 are needed"):
-        BlendedDataset([["a0", "a1"], ["b0"]], [Fraction(3, 4), Fraction(1, 4)], 4)
+        BlendedDataset([["a0", "a1"], ["b0"]], [0.75, 0.25], 4)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -115,21 +113,22 @@ def test_build_pretraining_sets(tmp_path):
     write_text(tmp_path / "a", 0, 50)
     write_text(tmp_path / "b", 1000, 50)
     config = DataConfig(data_path=(str(tmp_path / "a"),), split="80,20,0")
-    train, valid, test = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(200, 10, 5),
-                                                instruction=False)
+    train, valid, test = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(200, 10, 5))
     assert (len(train), len(valid), test) == (200, 10, None)
     assert {int(t) for i in range(200) for t in train[i]["tokens"]} == set(range(40))
     assert {int(t) for i in range(10) for t in valid[i]["tokens"]} <= set(range(40, 50))
     config = DataConfig(data_path=(str(tmp_path / "a"),), split="999,1,0")
-    assert len(build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 0, 0), instruction=False)[0]) == 9
+    assert len(build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 0, 0))[0]) == 9
     with pytest.raises(UserError, match="nothing is left for valid"):
-        build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 1, 0), instruction=False)
+        build_train_valid_test(config, seq_length=8, seed=1, num_samples=(9, 1, 0))
     config = DataConfig(data_path=("0.25", str(tmp_path / "a"), "0.75", str(tmp_path / "b")))
-    train, valid, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(400, 0, 0), instruction=False)
+    train, valid, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(400, 0, 0))
     assert sum(int(train[i]["tokens"][0]) >= 1000 for i in range(400)) == 300 and valid is None
     config = DataConfig(data_path=(str(tmp_path / "a"), str(tmp_path / "b")))
-    train, _, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(40, 0, 0), instruction=False)
+    train, _, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(40, 0, 0))
     assert sum(int(train[i]["tokens"][0]) >= 1000 for i in range(40)) == 20
+    train, _, _ = build_train_valid_test(config, seq_length=8, seed=1, num_samples=(900, 0, 0), kind="text")
+    assert sum(int(train[i]["tokens"][0]) >= 1000 for i in range(900)) == 450 and len(train) == 900
 
 
 def test_build_instruction_sets(tmp_path, glm_tokenizer):
@@ -142,9 +141,9 @@ def test_build_instruction_sets(tmp_path, glm_tokenizer):
                 builder.finalize()
     config = DataConfig(data_path=("1", str(tmp_path / "a"), "1", str(tmp_path / "b")), no_pad_to_seq_lengths=True,
                         pad_to_multiple_of=4)
-    train, _, _ = build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), instruction=True,
+    train, _, _ = build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), kind="instruction",
                                          tokenizer=glm_tokenizer)
     assert sorted(int(train[i]["tokens"][0]) for i in range(20)) == [*range(10), *range(100, 110)]
     assert train[0]["tokens"].tolist()[1:] == [5, 6, glm_tokenizer.pad_id]
     with pytest.raises(ValueError, match="pad_id or tokenizer"):
-        build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), instruction=True)
+        build_train_valid_test(config, seq_length=16, seed=1, num_samples=(20, 0, 0), kind="instruction")

@@ -76,6 +76,19 @@ def test_an_unfinished_last_epoch_comes_last(indexed):
     assert max(counts.values()) == 2
 
 
+def test_samples_tell_where_documents_begin(indexed):
+    plain, dataset = (GPTDataset(indexed, (0, 40), 300, 16, 3, reset) for reset in (False, True))
+    several = 0
+    for number in range(300):
+        sample, bounds = dataset[number], dataset[number]["cu_seqlens"]
+        assert "cu_seqlens" not in plain[number] and np.array_equal(plain[number]["tokens"], sample["tokens"])
+        assert bounds[0] == 0 and bounds[-1] == 16 and (np.diff(bounds) > 0).all() and bounds.dtype == np.int32
+        # a token is its document's first exactly where a boundary stands (the sample may begin within a document)
+        assert np.flatnonzero(sample["tokens"] % 1000 == 0).tolist() in (bounds[:-1].tolist(), bounds[1:-1].tolist())
+        several += bounds.size > 2
+    assert several > 100
+
+
 def test_split_range_is_respected(indexed):
     dataset = GPTDataset(indexed, (10, 20), 30, 16, seed=3)
     assert set((stream(dataset) // 1000).tolist()) <= set(range(10, 20))

@@ -7,9 +7,10 @@ from tokenizers import AddedToken
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.templates import IGNORE, TEMPLATES, Message, get_template
-from mindspeed_llm.data.tokenizer import bpe_from_ranks, load_tokenizer
+from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe
 from mindspeed_llm.families.qwen3 import FAMILY as QWEN3
+from tests.data.rank_bpe import bpe_from_ranks
 
 CHAT = [Message("user", "What is the capital?"), Message("assistant", "Paris."), Message("user", "你好"),
         Message("assistant", "世界！")]

@@ -8,14 +8,10 @@ import pytest
 import regex
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.data.tokenizer import (
-    GLM4_SPECIAL_TOKENS,
-    GLM4_SPLIT_PATTERN,
-    bpe_from_ranks,
-    load_tokenizer,
-    read_tiktoken_file,
-)
+from mindspeed_llm.data.tokenizer import GLM4_SPECIAL_TOKENS, load_tokenizer, read_tiktoken_file
+from mindspeed_llm.data.tokenizer_backends import GLM4_SPLIT_PATTERN, TiktokenBackend
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
+from tests.data.rank_bpe import bpe_from_ranks
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. It's 12345 o'clock, isn't it?  We'LL see;\n\n  indented\tline \r\n",
@@ -80,10 +76,12 @@ def test_ids_equal_merge_by_rank_on_arbitrary_ranks():
     rng.shuffle(longer)
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {token.encode(): 256 + i for i, token in enumerate(longer)}
-    backend = bpe_from_ranks(ranks)
+    backends = TiktokenBackend(ranks, {"a<b": 1000}), bpe_from_ranks(ranks)
     for _ in range(500):
         text = "".join(rng.choices("abc", k=rng.randint(1, 30)))
-        assert backend.encode(text, add_special_tokens=False).ids == reference_encode(text, ranks), text
+        expected = reference_encode(text, ranks)
+        assert backends[0].encode(text).tolist() == expected, text
+        assert backends[1].encode(text, add_special_tokens=False).ids == expected, text
 
 
 def test_random_unicode_round_trips(tokenizer, ranks):
@@ -149,6 +147,19 @@ def test_text_cannot_forge_a_mark(tokenizer):
     assert marked[:2] == tokenizer.bos_prefix
     assert tokenizer.decode(marked) == "hello\nworld"
     assert tokenizer.decode(marked, skip_special=False) == "[gMASK]<sop>" + text
+
+
+def test_a_batch_is_its_texts_one_by_one(tokenizer):
+    texts = [*TEXTS, "", "a\ud83db"]
+    batch = tokenizer.encode_batch(texts)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in texts]
+    assert all(ids.dtype == "uint32" for ids in batch)
+
+
+def test_endless_spaces_are_survived(tokenizer, ranks):
+    """tiktoken's own regular expressions give up on these."""
+    text = "a" + " " * 300_000 + "b"
+    assert tokenizer.encode(text) == tokenizer.encode("a" + " " * 299_999) + tokenizer.encode(" b")
 
 
 def test_odd_input_is_survived(tokenizer):

@@ -19,7 +19,7 @@ def losses(folder: str, flags: str) -> list[float]:
 
     def step(trainer: Trainer, rate: float):
         outcome = original(trainer, rate)
-        seen.append(outcome[0])
+        seen.append(outcome.loss)
         return outcome
 
     original = Trainer.step

@@ -12,7 +12,6 @@ from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import mccl
-from mindspeed_llm.training.passes import mean_loss
 from tests.golden.reference import Golden
 from tests.golden.trial import ADAMW, Trial
 
@@ -99,6 +98,7 @@ def evaluation_losses() -> dict:
     """Forward-only losses of an interleaved pipeline beside those of training."""
     trial = Trial(Golden(), ParallelConfig(pipeline_model_parallel_size=2, num_layers_per_virtual_pipeline_stage=1))
     trial.load()
-    outputs = forward_only(trial.programs(), trial.microbatches, trial.state.pp)
-    return {"forward_only": mean_loss(outputs, trial.microbatches, trial.state),
+    passes = trial.passes()
+    outputs = forward_only(passes.programs, trial.microbatches, trial.state.pp)
+    return {"forward_only": passes.means(outputs, trial.state)[0],
             "training": trial.forward_backward()}

@@ -30,10 +30,10 @@ def run(folder: str, flags: str) -> dict:
     samples, losses, final = [], [], {}
 
     def step(trainer: Trainer, rate: float):
-        result = train_step(trainer, rate)
-        losses.append(result[0])
+        outcome = train_step(trainer, rate)
+        losses.append(outcome.loss)
         final.update(digests(trainer))
-        return result
+        return outcome
 
     def generate(self: ValidationSamples):
         said = say(self)

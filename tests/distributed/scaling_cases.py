@@ -49,13 +49,13 @@ def _run(folder: Path, flags: str, overflows: bool) -> dict:
     def step(trainer: Trainer, rate: float):
         before = digests(trainer)
         with _infinities() if overflows and trainer.progress.iteration + 1 in FORCED else _nothing():
-            loss, result, tokens = original(trainer, rate)
+            outcome = original(trainer, rate)
         final.clear()
         final.update(digests(trainer))
-        steps.append({"loss": loss, "updated": result.updated, "unchanged": final == before,
+        steps.append({"loss": outcome.loss, "updated": outcome.result.updated, "unchanged": final == before,
                       "scale": trainer.scale.value, "skipped": trainer.skipped, "nans": trainer.nans,
                       "optimizer_steps": trainer.optimizer.step_count})
-        return loss, result, tokens
+        return outcome
 
     original = Trainer.step
     configs = parse("pretrain", [*SHAPE, *SCHEDULE, *flags.split(), "--fp16", "--train-iters", str(ITERATIONS),

@@ -22,17 +22,17 @@ SHAPE = {"num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 48, "num_attenti
 BATCH, SEQ, STEPS = 4, 16, 10
 
 
-def hf_model() -> GlmForCausalLM:
-    """A random GLM of SHAPE; weights, biases and norm weights are all far from their trivial values."""
+def hf_model(shape: dict = SHAPE, seed: int = 7) -> GlmForCausalLM:
+    """A random GLM of `shape`; weights, biases and norm weights are all far from their trivial values."""
     config = GlmConfig(
-        vocab_size=SHAPE["padded_vocab_size"], hidden_size=SHAPE["hidden_size"],
-        intermediate_size=SHAPE["ffn_hidden_size"], num_hidden_layers=SHAPE["num_layers"],
-        num_attention_heads=SHAPE["num_attention_heads"], num_key_value_heads=SHAPE["num_query_groups"],
-        head_dim=SHAPE["kv_channels"], rms_norm_eps=SHAPE["norm_epsilon"], attention_bias=True,
-        max_position_embeddings=SHAPE["max_position_embeddings"], tie_word_embeddings=False, pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": SHAPE["rotary_base"], "partial_rotary_factor": 0.5},
+        vocab_size=shape["padded_vocab_size"], hidden_size=shape["hidden_size"],
+        intermediate_size=shape["ffn_hidden_size"], num_hidden_layers=shape["num_layers"],
+        num_attention_heads=shape["num_attention_heads"], num_key_value_heads=shape["num_query_groups"],
+        head_dim=shape["kv_channels"], rms_norm_eps=shape["norm_epsilon"], attention_bias=True,
+        max_position_embeddings=shape["max_position_embeddings"], tie_word_embeddings=False, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": shape["rotary_base"], "partial_rotary_factor": 0.5},
         attn_implementation="eager")
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = GlmForCausalLM(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -41,9 +41,9 @@ def hf_model() -> GlmForCausalLM:
     return model
 
 
-def mcore_tensors(named: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def mcore_tensors(named: dict[str, torch.Tensor], shape: dict = SHAPE) -> dict[str, np.ndarray]:
     """Hugging Face names and layout -> Megatron's (used for weights and gradients alike)."""
-    dim, groups = SHAPE["kv_channels"], SHAPE["num_query_groups"]
+    dim, groups = shape["kv_channels"], shape["num_query_groups"]
 
     def grouped(q, k, v):
         parts = [t.reshape(groups, -1, *t.shape[1:]) for t in (q, k, v)]
@@ -51,7 +51,7 @@ def mcore_tensors(named: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
     out = {"embedding.word_embeddings.weight": named["model.embed_tokens.weight"],
            "decoder.final_layernorm.weight": named["model.norm.weight"], "output_layer.weight": named["lm_head.weight"]}
-    for i in range(SHAPE["num_layers"]):
+    for i in range(shape["num_layers"]):
         hf, mc = f"model.layers.{i}.", f"decoder.layers.{i}."
         for kind in ("weight", "bias"):
             out[f"{mc}self_attention.linear_qkv.{kind}"] = grouped(

@@ -15,11 +15,11 @@ from mindspeed_llm.core.gpt_model import Choice, GPTModel
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_backward
-from mindspeed_llm.core.pipeline_parallel.stage import StageProgram
 from mindspeed_llm.runtime import autograd, device
-from mindspeed_llm.training.objectives.objective import Sample
+from mindspeed_llm.training.micro_batch import Sample
+from mindspeed_llm.training.objectives.objective import Objective
 from mindspeed_llm.training.objectives.pretraining import Pretraining
-from mindspeed_llm.training.passes import mean_loss, stage_programs
+from mindspeed_llm.training.passes import LossPasses
 from tests.golden.reference import Golden
 
 ADAMW = OptimizerConfig(lr=1e-3, lr_decay_style="constant", weight_decay=0.1, clip_grad=1.0)
@@ -55,15 +55,24 @@ class Trial:
         self.dtype = device.dtype(dtype)
         virtual = len(parallel.stage_layers(golden.model)[0])
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
-                                lora=golden.lora, trainable=trainable, multiple_of=self.state.dp_cp.size) for stage in range(virtual)]
-        rows = range(len(golden["ids"]))[self.state.dp.rank::self.state.dp.size]
-        if len(rows) % micro_batch:
-            raise ValueError(f"{len(rows)} rows per replica do not make micro-batches of {micro_batch}")
-        self.objective = Pretraining(Configs("pretrain", golden.model, parallel))
-        self.micro_batches = [self.objective.micro_batch([self._sample(row) for row in rows[start:start + micro_batch]])
-                              for start in range(0, len(rows), micro_batch)]
+                                lora=golden.lora, trainable=trainable, multiple_of=self.state.dp_cp.size)
+                       for stage in range(virtual)]
+        mine = self.samples()[self.state.dp.rank::self.state.dp.size]
+        if len(mine) % micro_batch:
+            raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
+        self.objective = self.make_objective()
+        made = [self.objective.micro_batch(mine[start:start + micro_batch]) for start in range(0, len(mine), micro_batch)]
+        self.micro_batches = self.objective.prepared(made, self.chunks)
         self.microbatches = len(self.micro_batches)
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
+
+    def make_objective(self) -> Objective:
+        """What is trained for; a trial of something else than next tokens overrides this and `samples`."""
+        return Pretraining(Configs("pretrain", self.golden.model, self.parallel))
+
+    def samples(self) -> list[Sample]:
+        """The whole batch, as a data set gives it."""
+        return [self._sample(row) for row in range(len(self.golden["ids"]))]
 
     def load(self) -> None:
         """Start from the recorded weights."""
@@ -83,17 +92,21 @@ class Trial:
         with autograd.no_grad():
             hidden = model.hidden_states(Tensor(micro.tokens), model.training_context(micro.seq_length))
             return (model.logits(hidden).asnumpy().transpose(1, 0, 2),
-                    float(self.objective.loss(model, hidden, micro)))
+                    float(self.objective.loss(model, hidden, micro)[0]))
 
     def forward_backward(self) -> float:
         """Accumulate the gradients of the whole batch; returns the batch's mean loss, on every rank."""
-        losses = forward_backward(self.programs(), self.microbatches, self.state.pp,
-                                  Tensor(np.float32(self.loss_scale)))
-        return mean_loss(losses, self.microbatches, self.state)
+        return self.step_means()[0]
 
-    def programs(self) -> list[StageProgram]:
+    def step_means(self) -> tuple[float, dict[str, float]]:
+        """`forward_backward` that also returns what the objective reports."""
+        passes = self.passes()
+        losses = forward_backward(passes.programs, self.microbatches, self.state.pp, Tensor(np.float32(self.loss_scale)))
+        return passes.means(losses, self.state)
+
+    def passes(self) -> LossPasses:
         """What the chunks do with the batch's micro-batches."""
-        return stage_programs(self.objective, self.chunks, self.micro_batches)
+        return LossPasses(self.objective.loss, self.objective.metrics, self.chunks, self.micro_batches)
 
     def adamw(self, steps: int) -> tuple[list[float], list[float]]:
         """Losses and gradient norms of AdamW steps from the recorded weights."""
@@ -156,7 +169,7 @@ class Trial:
         return (record or self.golden).local(kind, spec, self.state.tp.rank, self.state.tp.size).astype(np.float64)
 
     def _sample(self, row: int) -> Sample:
-        """A row of this replica's part of the batch, as a data set gives it; every token counts."""
+        """A row of the batch; every token counts."""
         length = self.golden["lengths"][row]
         sample = {"tokens": self.golden["ids"][row, :length], "labels": self.golden["labels"][row, :length],
                   "loss_mask": np.ones(length, np.float32)}

@@ -20,6 +20,18 @@ def test_pipeline_sends_each_micro_batch_over_each_boundary_both_ways():
     assert [volumes(interleaved, stage)["pp"] for stage in range(4)] == [64 * HIDDEN * n for n in (3, 4, 4, 3)]
 
 
+def test_a_reference_model_sends_its_forward_passes():
+    """Of one half of the micro-batch's tokens: a pair has two sequences."""
+    dpo = "--stage dpo --is-pairwise-dataset --ref-model reference"
+    for sizes in ({"pp": 2}, {"cp": 2}):
+        (group,) = sizes
+        plain, held, spared = (volumes(job(TINY, f"{mesh(**sizes)} {more}", 2), 0)[group]
+                               for more in ("", dpo, f"{dpo} --precompute-ref"))
+        assert spared == 2 * plain and held > spared
+    tensor = [volumes(job(TINY, f"{mesh(tp=2)} {more}", 2), 0)["tp"] for more in (dpo, f"{dpo} --precompute-ref")]
+    assert 1.25 < tensor[0] / tensor[1] < 1.5
+
+
 def test_data_parallel_gradients():
     plain, sharded = job(TINY, "--bf16", 4), job(TINY, "--bf16 --use-distributed-optimizer", 4)
     numel = stage_memory(plain, 0).numel

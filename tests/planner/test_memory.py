@@ -4,6 +4,7 @@ import pytest
 
 from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.tasks.planner import activations
+from mindspeed_llm.tasks.planner.advice import candidates
 from mindspeed_llm.tasks.planner.job import ASCEND, CPU
 from mindspeed_llm.tasks.planner.memory import communicators, stage_memory
 from planned import GLM4_9B, TINY, job, mesh
@@ -55,6 +56,33 @@ def test_static_bytes_of_glm4_9b_on_one_node():
     assert memory.numel == _matrices() + 20 * (2 * 4096 + 2304)  # two norms and half of the bias a layer
     assert memory.parameters == 2 * memory.numel and memory.gradients == 4 * memory.numel
     assert memory.optimizer == 12 * (memory.numel // 2)  # two replicas share masters and moments
+
+
+DPO = "--stage dpo --is-pairwise-dataset --ref-model reference"
+
+
+def test_a_reference_model_is_held_as_parameters_alone():
+    plain, dpo = (job(TINY, f"--bf16 --micro-batch-size 2 {mesh(tp=2, pp=2)} {more}", 4) for more in ("", DPO))
+    for stage in (0, 1):
+        memory, trained = stage_memory(dpo, stage), stage_memory(plain, stage)
+        assert memory.reference == memory.parameters == trained.parameters and trained.reference == 0
+        assert (memory.gradients, memory.optimizer) == (trained.gradients, trained.optimizer)
+        assert memory.static == trained.static + memory.reference
+    assert dpo.tokens == 2 * plain.tokens and (dpo.rows, dpo.positions) == (1, 4 * plain.train.seq_length)
+    for spared in ("--precompute-ref", "--dpo-loss-type orpo"):
+        assert stage_memory(job(TINY, f"{DPO} {spared}"), 0).reference == 0
+    adapters = job(TINY, f"{DPO} --lora-target-modules linear_qkv --bf16")
+    assert stage_memory(adapters, 0).reference == 2 * stage_memory(job(TINY), 0).numel
+    alone = job(TINY, "--stage dpo --is-pairwise-dataset --lora-target-modules linear_qkv --load base")
+    assert stage_memory(alone, 0).reference == 0 and alone.compares
+
+
+def test_precomputing_the_reference_is_the_first_change_proposed():
+    held = job(TINY, DPO)
+    first = next(candidates(held))
+    assert first.flags == ("--precompute-ref",)
+    assert stage_memory(held, 0).peak - stage_memory(first.job, 0).peak == stage_memory(held, 0).reference
+    assert all(change.flags[0] == "--precompute-ref" for change in candidates(held))
 
 
 def _matrices() -> int:

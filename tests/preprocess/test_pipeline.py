@@ -16,6 +16,7 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.indexed_dataset import IndexedDataset
 from mindspeed_llm.data.instruction_dataset import InstructionDataset, PackedRows
 from mindspeed_llm.tasks.preprocess import pipeline, run
+from mindspeed_llm.tasks.preprocess.lengths import histogram
 
 ALPACA = [
     {"instruction": "Capital of France?", "input": "", "output": "Paris."},
@@ -122,6 +123,82 @@ def test_openai_style_messages(base, tmp_path, glm_tokenizer):
     assert "Hello<|endoftext|>" in spelled(glm_tokenizer, f"{base.output_prefix}_packed_input_ids_document")
 
 
+GLM4_TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def test_the_conversation_files_of_glm4(base, tmp_path, glm_tokenizer):
+    """Tools inside the system message, tool calls named by `metadata`, results of role `observation`."""
+    rows = [{"messages": [
+        {"role": "system", "content": "Be brief.", "tools": [GLM4_TOOL]},
+        {"role": "user", "content": "Paris?"}, {"role": "assistant", "metadata": "weather", "content": '{"city": 1}'},
+        {"role": "observation", "content": "sunny"}, {"role": "assistant", "metadata": "", "content": "Sunny."}]},
+        {"messages": [{"role": "system", "content": "", "tools": [GLM4_TOOL]}, {"role": "user", "content": "Hi"},
+                      {"role": "assistant", "content": "Hello"}]}]
+    config = dataclasses.replace(base, input=save(tmp_path / "in.jsonl", rows), seq_length=4096,
+                                 handler_name="SharegptStyleInstructionHandler")
+    run(config)
+    prefix = f"{base.output_prefix}_packed_input_ids_document"
+    first, second = spelled(glm_tokenizer, prefix), spelled(glm_tokenizer, prefix, 1)
+    assert first.startswith("[gMASK]<sop><|system|>\nBe brief.你是一个名为 ChatGLM 的人工智能助手。")
+    assert '# 可用工具\n\n## weather\n\n{\n    "name": "weather",' in first and "## weather" in second
+    assert first.endswith('<|user|>\nParis?<|assistant|>weather\n{"city": 1}<|observation|>\nsunny<|assistant|>\n'
+                          "Sunny.<|endoftext|>")
+    rows[0]["messages"][0]["tools"] = 5
+    with pytest.raises(UserError, match="column 'tools' holds int"):
+        run(dataclasses.replace(config, input=save(tmp_path / "in.jsonl", rows)))
+
+
+def test_columns_may_have_other_names(base, tmp_path, glm_tokenizer):
+    alpaca = [{"question": "Hi", "output": "Hello", "input": "not to be read", "system": "no", "note": "S"}]
+    config = dataclasses.replace(base, handler_name="AlpacaStyleInstructionHandler",
+                                 input=save(tmp_path / "a.json", alpaca))
+    run(dataclasses.replace(config, map_keys={"prompt": "question", "query": "", "system": "note"}))
+    prefix = f"{base.output_prefix}_packed_input_ids_document"
+    assert spelled(glm_tokenizer, prefix) == (
+        "[gMASK]<sop><|system|>\nS<|user|>\nHi<|assistant|>\nHello<|endoftext|>")
+    turns = [{"who": "USER", "says": "Hi"}, {"who": "BOT", "says": "Hello"}]
+    run(dataclasses.replace(
+        config, handler_name="SharegptStyleInstructionHandler", input=save(tmp_path / "s.json", [{"chat": turns}]),
+        map_keys={"messages": "chat", "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "USER",
+                                               "assistant_tag": "BOT"}}))
+    assert spelled(glm_tokenizer, prefix) == "[gMASK]<sop><|user|>\nHi<|assistant|>\nHello<|endoftext|>"
+    for keys, message in (({"question": "x"}, "'question' is not known: use prompt"), ({"prompt": 5}, "prompt is 5"),
+                          ({"tags": "x"}, "tags holds 'x'"), ({"response": ""}, "leaves out the column 'output'"),
+                          ({"prompt": "frage"}, "row 1 has no column 'frage'"), ({"tags": {"x": "y"}}, "'x' is not")):
+        with pytest.raises(UserError, match=message):
+            run(dataclasses.replace(config, map_keys=keys))
+    with pytest.raises(UserError, match="--map-keys.*--json-keys"):
+        run(dataclasses.replace(config, map_keys={"prompt": "x"}, handler_name="GeneralPretrainHandler"))
+
+
+@pytest.mark.parametrize("parallel", [{}, {"workers": 2, "n_subs": 3}])
+def test_a_few_bad_rows_may_be_left_out(base, tmp_path, caplog, parallel):
+    lines = [json.dumps({"text": f"row {i}"}) for i in range(600)]
+    lines[3], lines[400], lines[500] = '{"text": 5}', "xx", '{"other": ""}'
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    config = dataclasses.replace(base, input=str(tmp_path / "in.jsonl"), **parallel)
+    run(dataclasses.replace(config, max_bad_rows=3))
+    assert len(IndexedDataset(f"{base.output_prefix}_text_document")) == 597
+    assert "3 bad rows left out (--max-bad-rows 3)" in caplog.text
+    for text in ("in.jsonl row 4: column 'text' holds int", "in.jsonl line 401 is not JSON", "row 501 has no column"):
+        assert text in caplog.text
+    with pytest.raises(UserError, match="more than --max-bad-rows 2 rows cannot be read; the first: .*in.jsonl row 4"):
+        run(dataclasses.replace(config, max_bad_rows=2, output_prefix=str(tmp_path / "new" / "d")))
+    assert listing(tmp_path) == ["in.jsonl", "out"]
+
+
+def test_lengths_are_reported(base, tmp_path, caplog, glm_tokenizer):
+    caplog.set_level("INFO")
+    texts = ["a" * (i % 7 + 1) for i in range(70)] + ["b c " * 300]
+    run(dataclasses.replace(base, input=save(tmp_path / "in.jsonl", [{"text": text} for text in texts]), report=True))
+    sizes = [len(glm_tokenizer.encode(text)) for text in texts]
+    assert f"71 sequences, {sum(sizes)} tokens" in caplog.text and f"longest {max(sizes)}" in caplog.text
+    assert " 70 ####" in caplog.text
+    assert (tmp_path / "out" / "d_lengths.png").read_bytes().startswith(b"\x89PNG")
+    counts, edges = histogram(np.array(sizes))
+    assert counts.sum() == 71 and edges[-1] == max(sizes) + 1 and 2 <= counts.size <= 21
+
+
 @pytest.mark.parametrize("handler, row", [
     ("AlpacaStylePairwiseHandler", {"instruction": "Hi", "chosen": "Hello", "rejected": "No"}),
     ("SharegptStylePairwiseHandler", {"conversations": [{"from": "human", "value": "Hi"}],
@@ -136,6 +213,25 @@ def test_pairwise(base, tmp_path, glm_tokenizer, handler, row):
     assert texts == [f"[gMASK]<sop><|user|>\nHi<|assistant|>\n{answer}<|endoftext|>" for answer in ("Hello", "No")]
     labels = IndexedDataset(prefixes[3])[0]
     assert glm_tokenizer.decode([label for label in labels if label >= 0]) == "\nNo"
+
+
+@pytest.mark.parametrize("handler, prompt, answer", [
+    ("AlpacaStylePairwiseHandler", {"instruction": "Hi"}, str),
+    ("SharegptStylePairwiseHandler", {"conversations": [{"from": "human", "value": "Hi"}]},
+     lambda text: {"from": "gpt", "value": text}),
+])
+def test_pairs_that_teach_nothing_are_counted_by_reason(base, tmp_path, caplog, handler, prompt, answer):
+    caplog.set_level("INFO")
+    long = "Paris " * 100
+    answers = [("Hello", "No"), ("Hello", "Hello"), ("", "No"), ("Hello", ""), (long + "yes", long + "no")]
+    rows = [prompt | {"chosen": answer(chosen), "rejected": answer(rejected)} for chosen, rejected in answers]
+    run(dataclasses.replace(base, input=save(tmp_path / "in.json", rows), handler_name=handler, seq_length=64))
+    for reason in ("chosen and rejected answer are equal: 1", "no answer in column 'chosen': 1",
+                   "no answer in column 'rejected': 1", "chosen and rejected answer are equal within --seq-length 64: 1"):
+        assert f"; {reason}" in caplog.text
+    assert "5 rows in" in caplog.text and "4 of them skipped" in caplog.text
+    with pytest.raises(UserError, match=r"in.json: none of the 1 rows gives a sample: chosen and rejected answer are equal"):
+        run(dataclasses.replace(base, input=save(tmp_path / "in.json", rows[1:2]), handler_name=handler))
 
 
 def test_packing_keeps_conversations_whole(base, tmp_path, glm_tokenizer):
@@ -165,9 +261,11 @@ def test_workers_do_not_change_the_result(base, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "CHUNK_ROWS", 30)
     run(dataclasses.replace(config, output_prefix=str(tmp_path / "one")))
     run(dataclasses.replace(config, output_prefix=str(tmp_path / "two"), workers=2))
+    run(dataclasses.replace(config, output_prefix=str(tmp_path / "three"), workers=2, n_subs=3))
     for end in ("bin", "idx"):
-        one, two = (tmp_path / f"{name}_text_document.{end}" for name in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes()
+        one, two, three = (tmp_path / f"{name}_text_document.{end}" for name in ("one", "two", "three"))
+        assert one.read_bytes() == two.read_bytes() == three.read_bytes()
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,5 +1,6 @@
 """The same rows come out of every format; damaged files are named, with what is wrong with them."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.tasks.preprocess import readers
 from mindspeed_llm.tasks.preprocess.readers import count_rows, find_files, iterate_rows
 
 ROWS = [{"id": "1", "text": "first, \"quoted\"\nline"}, {"id": "2", "text": "第二"}, {"id": "3", "text": ""}]
@@ -36,12 +38,68 @@ NAMES = ["a.parquet", "stream.arrow", "file.arrow", "a.csv", "list.json", "lines
 
 
 def read(path, required=("text",)):
-    return [row for file in find_files(str(path)) for _, row in iterate_rows(file, required)]
+    rows = [row for file in find_files(str(path)) for _, row in iterate_rows(file, required)]
+    for row in rows:
+        if isinstance(row, UserError):
+            raise row
+    return rows
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_gives_the_same_rows(tmp_path, name):
     assert read(write(tmp_path / name)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.csv", "list.json", "lines.json", "a.jsonl"])
+def test_zipped_text_is_read(tmp_path, name):
+    plain = write(tmp_path / name)
+    zipped = tmp_path / f"{name}.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert read(zipped) == read(tmp_path) == ROWS
+    zipped.write_bytes(zipped.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{name}.gz cannot be unzipped"):
+        read(zipped)
+    zipped.write_bytes(b"not zipped at all")
+    with pytest.raises(UserError, match=f"{name}.gz cannot be unzipped"):
+        read(zipped)
+
+
+def test_a_pattern_finds_files_and_folders(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "d/e.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, [{"id": "1", "text": name}])
+    assert [row["text"] for row in read(tmp_path / "*.jsonl")] == ["a.jsonl", "b.jsonl"]
+    assert [row["text"] for row in read(tmp_path / "**" / "*.jsonl")] == ["a.jsonl", "b.jsonl", "d/e.jsonl"]
+    assert [row["text"] for row in read(tmp_path / "[cd]*")] == ["c.csv", "d/e.jsonl"]
+    with pytest.raises(FileNotFoundError, match="quote the pattern"):
+        read(tmp_path / "*.txt")
+
+
+@pytest.mark.parametrize("chars", [1, 2, 3, 7, 64])
+def test_a_list_is_read_in_pieces_of_any_size(tmp_path, monkeypatch, chars):
+    monkeypatch.setattr(readers, "READ_CHARS", chars)
+    rows = [{"text": "a\"b\\ 二\u2028", "n": [1, -2.5e3, None, True], "o": {"x": {}}}, {"text": ""}, {"text": "[" * 9}]
+    for indent in (None, 2):
+        (tmp_path / "list.json").write_text(json.dumps(rows, indent=indent) + " \n ")
+        assert read(tmp_path / "list.json") == rows
+    for content, message in (
+        ('[{"text": 1},\n{"text" 2}]', r"line 2: Expecting ':'"), ('[{"text": 1}\n\n{}]', "line 3: Expecting ','"),
+        ('[{"text": 1}] 5', "Extra data"), ('[{"text": "', "Unterminated"), ('[{"text": 1}', "Expecting ', or ]'"),
+        ('[{"text": 1},]', "Expecting value"), ("[\n1x", "JSON|Expecting"), ('[{"text": "\t"}]', "control character"),
+    ):
+        (tmp_path / "list.json").write_text(content)
+        with pytest.raises(UserError, match=f"list.json is not valid JSON .*({message})"):
+            read(tmp_path / "list.json")
+
+
+def test_a_bad_row_does_not_end_the_reading(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\nxx\n[1]\n{"id": 2}\n{"text": 3}\n')
+    (tmp_path / "a.json").write_text('[{"text": 1}, 5, {"text": 3}]')
+    (tmp_path / "a.csv").write_text("id,text\n1,a\n2\n3,c\n")
+    for name, good, bad in (("a.jsonl", 2, 3), ("a.json", 2, 1), ("a.csv", 2, 1)):
+        rows = [row for _, row in iterate_rows(tmp_path / name, ("text",))]
+        assert [isinstance(row, UserError) for row in rows].count(True) == bad and len(rows) == good + bad
 
 
 def test_text_gives_a_row_per_line(tmp_path):

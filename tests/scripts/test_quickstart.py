@@ -92,3 +92,7 @@ def test_adapters_after_it(done):
         assert saved.adapters_only and saved.iteration == 4 and saved.verify() > 0
     assert {path.name for path in (folder / "lora_peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert (folder / "lora_merged_hf" / "model.safetensors.index.json").is_file()
+    assert re.search(r"^reward accuracy: [01]\.\d\d$", finished.stdout, re.M)
+    assert "576 pairs" in (folder / "make_pairs.log").read_text() and ", 576 computed" not in (folder / "dpo.log").read_text()
+    with open_checkpoint(folder / "ckpt_dpo") as saved:
+        assert saved.iteration == 3 and saved.lora is None

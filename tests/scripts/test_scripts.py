@@ -28,6 +28,7 @@ class Recorder:
             tool.write_text('#!/bin/bash\n' + launcher + 'printf "%s\\n" "$@" >"$RECORD"\n'
                             'echo "${OMP_NUM_THREADS:-}" >"$RECORD.threads"\n'
                             'echo "${RANK_SIZE:-}" >"$RECORD.ranks"\n'
+                            'echo "${MINDSPEED_LLM_API_KEY:-}" >"$RECORD.key"\n'
                             '[[ -z "${FAIL:-}" ]] || { mkdir -p logs; echo "$FAIL" >"$(ls -d logs/*/)worker_1.log"; '
                             'echo "${SAYS:-}"; exit 1; }\n')
             tool.chmod(0o755)
@@ -110,6 +111,18 @@ def test_tuning_defaults_are_the_documented_ones(recorder):
             parallel.recompute_num_layers) == ((22, 18), "full", "block", 22)
 
 
+def test_preference_tuning_of_all_weights_and_of_adapters(recorder):
+    full, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base")
+    assert full.train.stage == "dpo" and full.data.is_pairwise_dataset and full.data.no_pad_to_seq_lengths
+    assert (full.preference.ref_model, full.preference.precompute_ref, full.preference.dpo_beta) == ("base", True, 0.1)
+    assert (full.checkpoint.load, full.checkpoint.finetune, full.train.seq_length) == ("base", True, 8192)
+    adapters, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", LORA=1)
+    assert adapters.preference.ref_model is None and len(adapters.lora.target_modules) == 4
+    assert adapters.checkpoint.lora_ckpt_filter
+    other, _ = recorder.configs("dpo_glm4_9b_8k_ms.sh", CKPT_LOAD_DIR="base", REF_MODEL_DIR="other", LORA=1)
+    assert other.preference.ref_model == "other"
+
+
 @pytest.mark.parametrize("script, length, tensor", [("tune_glm4_9b_4k_lora_ms.sh", 4096, 2),
                                                     ("tune_glm4_9b_32k_lora_ms.sh", 32768, 4)])
 def test_adapters_are_trained_and_resumed(recorder, script, length, tensor):
@@ -160,6 +173,18 @@ def test_inference_scripts(recorder, script, variable):
         assert (configs.evaluation.task, configs.evaluation.task_data_path) == ("mmlu", "./mmlu/test/")
 
 
+def test_serving_script(recorder):
+    """The key goes where no list of processes shows it."""
+    configs, launcher = recorder.configs("serve_glm4_9b_ms.sh", "--drain-seconds", "5", API_KEY="k3y", PORT=9000)
+    assert after(launcher, "--worker_num") == "2" and configs.inference.task == ("serve",)
+    serve = configs.serve
+    assert (serve.host, serve.port, serve.served_model_name, serve.drain_seconds) == ("127.0.0.1", 9000, "glm4-9b", 5)
+    assert serve.api_key is None and (recorder.folder / "record.key").read_text() == "k3y\n"
+    assert "k3y" not in (recorder.folder / "record").read_text()
+    recorder.configs("serve_glm4_9b_ms.sh")
+    assert (recorder.folder / "record.key").read_text() == "\n"
+
+
 def test_conversion_scripts(recorder):
     forth, _ = recorder.configs("ckpt_convert_glm4_hf2mcore.sh", TP=4, PP=1)
     assert (forth.convert.load_dir, forth.convert.save_dir) == ("./model_from_hf/glm4_hf/", "./model_weights/glm4_mcore/")
@@ -173,9 +198,11 @@ def test_data_scripts(recorder):
     text, _ = recorder.configs("data_convert_glm4_pretrain.sh", INPUT="in.parquet", OUTPUT_PREFIX="out/x")
     assert (text.data.input, text.data.output_prefix, text.data.append_eod) == ("in.parquet", "out/x", True)
     assert (recorder.folder / "out").is_dir()
-    tune, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack")
-    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack) == (
-        "AlpacaStyleInstructionHandler", "glm4", True)
+    tune, _ = recorder.configs("data_convert_glm4_tune.sh")
+    assert (tune.data.handler_name, tune.data.prompt_type, tune.data.pack, tune.data.append_eod) == (
+        "AlpacaStyleInstructionHandler", "glm4", True, True)
+    loose, _ = recorder.configs("data_convert_glm4_tune.sh", "--pack=false")
+    assert not loose.data.pack
 
 
 def test_threads_are_shared_among_ranks(recorder):

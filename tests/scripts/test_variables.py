@@ -16,10 +16,12 @@ WITH_DEFAULT = re.compile(r"\$\{(\w+):?[-=]")   # ${NAME-...}, ${NAME:-...}
 ASSIGNMENT = re.compile(r"([A-Z_]+)=\$\{\1:?-.*\}\s*(#.*)?")
 # A value that no script has by default, and what shows it in the command line; the value itself if nothing is said.
 VALUES = {"MASTER_PORT": "7654", "NNODES": "3", "NODE_RANK": "2", "NPUS_PER_NODE": "12", "TP": "3", "PP": "6",
-          "CP": "5", "WORKERS": "17", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU"}
+          "CP": "5", "WORKERS": "17", "PORT": "8765", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU",
+          "LORA": "1", "PRECOMPUTE_REF": "0"}
 SHOWN_AS = {"NNODES": "--worker_num 36", "NODE_RANK": "--node_rank 2", "NPUS_PER_NODE": "--local_worker_num 12",
             "MODEL": "--hidden-size 128", "TP": "parallel-size 3", "PP": "parallel-size 6",
-            "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None}
+            "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None,
+            "API_KEY": None, "LORA": "--lora-r 16", "PRECOMPUTE_REF": None}
 
 
 def top(script: str) -> list[str]:
@@ -75,6 +77,9 @@ def test_every_variable_has_its_effect(script, tmp_path):
     if "SP" in names:
         assert "--sequence-parallel" not in line
         assert "--sequence-parallel" in recorder.run(script, **(variables | {"SP": "1"}))[1]
+    if "PRECOMPUTE_REF" in names:
+        assert "--precompute-ref" not in line
+        assert "--precompute-ref" in recorder.run(script, **(variables | {"PRECOMPUTE_REF": "1"}))[1]
     if "DEVICE_TARGET" in names:
         assert (tmp_path / "record.threads").read_text().strip()    # of the CPU
         recorder.run(script, **(variables | {"DEVICE_TARGET": "Ascend"}))

@@ -69,7 +69,7 @@ def test_a_checkpoint_with_its_base_resumes_by_itself(adapt, train, base, tmp_pa
     train("--load", tmp_path / "whole", "--save", tmp_path / "whole", "--eval-iters", 0)
     adapt(*ADAPTERS, "--save", tmp_path / "straight")
     found = losses(capsys.readouterr().out)
-    assert found[:6] == found[6:] and found[5] < found[0]
+    assert found[:6] == found[6:] and len(set(found)) == 6
     whole = tensors(tmp_path / "whole")
     assert equal(whole, tensors(tmp_path / "straight"))
     with open_checkpoint(base) as saved:

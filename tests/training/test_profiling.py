@@ -1,6 +1,9 @@
-"""--profile: a trace of the asked iterations that a viewer can open, a table that adds up, unchanged training."""
+"""--profile: a trace of the asked iterations that a viewer can open, a table that adds up, unchanged training; and the
+FLOPs of --log-throughput, which the trace's kernels add up to.
+"""
 
 import json
+import re
 from unittest import mock
 
 import pytest
@@ -9,6 +12,7 @@ from mindspore import profiler
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.training import ProfileConfig
 from mindspeed_llm.training.profiling import ascend_recorder, summary
+from mindspeed_llm.training.throughput import Throughput
 
 
 def events_of(directory):
@@ -20,10 +24,35 @@ def losses(output):
     return [line.split("lm loss: ")[1].split()[0] for line in output.splitlines() if "lm loss:" in line]
 
 
-def test_trace_and_table_of_two_iterations(train, tmp_path, capsys):
+PRODUCTS = {"linear_fwd", "linear_dgrad", "linear_wgrad"}
+
+
+def flops_of(event):
+    """Of a product of S x B rows of one width with a weight; of anything else 0."""
+    if event["name"] not in PRODUCTS:
+        return 0
+    (rows, width), right = event["args"]["shapes"][:2]
+    columns = right[0] if event["name"] == "linear_fwd" else right[1]
+    return 2 * rows * width * columns
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """FLOPs that --log-throughput counts in each step."""
+    found, count = [], Throughput.flops
+
+    def flops(self, micro_batches):
+        found.append(count(self, micro_batches))
+        return found[-1]
+
+    monkeypatch.setattr(Throughput, "flops", flops)
+    return found
+
+
+def test_trace_and_table_of_two_iterations(train, tmp_path, capsys, counted):
     train("--split", "90,10,0")
     plain = losses(capsys.readouterr().out)
-    train("--profile", "--profile-step-start", 3, "--profile-step-end", 5, "--profile-level", "level2",
+    train("--log-throughput", "--profile", "--profile-step-start", 3, "--profile-step-end", 5, "--profile-level", "level2",
           "--profile-save-path", tmp_path, "--eval-iters", 1, "--eval-interval", 3, "--split", "90,10,0")
     output = capsys.readouterr().out
     assert losses(output) == plain
@@ -41,6 +70,15 @@ def test_trace_and_table_of_two_iterations(train, tmp_path, capsys):
     shapes = {tuple(map(tuple, event["args"]["shapes"])) for event in events if event["name"] == "linear_wgrad"}
     assert shapes == {((64, rows), (64, width), (rows, width)) for rows, width in (
         (64, 32), (32, 32), (96, 32), (32, 48), (320, 32))}   # qkv, proj, fc1, fc2, output layer; S x B is 64
+    products = sum(flops_of(event) for event in inside)
+    heads, width, pairs = 4, 8, 4 * 32 * 33 // 2    # four sequences of 32
+    attention = 2 * 3 * 2 * 2 * heads * width * pairs   # layers; forward and twice that backward; QK and PV
+    assert set(counted) == {products + attention}
+    last = [line for line in output.splitlines() if "lm loss: " in line][-1]
+    done = float(re.search(r"throughput per GPU \(TFLOP/s/GPU\): ([\d.]+) \|", last)[1])
+    milliseconds = float(re.search(r"elapsed time per iteration \(ms\): ([\d.]+)", last)[1])
+    assert done == pytest.approx(counted[0] / milliseconds / 1e9, abs=1e-4)
+    assert 0 <= float(re.search(r"share of measured limit: ([\d.]+) \|", last)[1]) < 1
     table = output[output.index("profile: "):].splitlines()
     shares = [float(line.split()[-1].rstrip("%")) for line in table[2:] if line.endswith("%")]
     assert sum(shares) == pytest.approx(100, abs=2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.structure import model_specs
@@ -57,6 +58,21 @@ def test_loss_falls_and_lines_keep_their_form(train, tmp_path, capsys):
     assert any(path.stat().st_size > 0 for path in (tmp_path / "tb").iterdir())
 
 
+@pytest.mark.full   # ten seconds to import and start wandb
+def test_weights_and_biases_record_stays_here(train, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train("--train-iters", 2, "--wandb-project", "tiny", "--wandb-exp-name", "first", "--wandb-save-dir", tmp_path)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = folder.glob("run-*.wandb")
+    assert all(word in record.read_bytes() for word in (b"tiny", b"first", b"lm loss", b"tokens-per-second"))
+
+
+def test_weights_and_biases_are_an_extra(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install -r requirements-wandb.txt"):
+        train("--wandb-project", "tiny")
+
+
 def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train("--save", straight)
@@ -72,6 +88,33 @@ def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     found = losses(output)
     assert found[:6] == found[6:]
+
+
+def test_a_save_in_the_background_is_the_same_checkpoint(train, tmp_path, capsys):
+    """Every save in turn, the last one finished at exit; old ones go; resuming follows the uninterrupted run."""
+    flags = ("--train-iters", 6, "--save-interval", 2)
+    train(*flags, "--save", tmp_path / "sync")
+    expected = losses(capsys.readouterr().out)
+    train(*flags, "--save", tmp_path / "async", "--async-save", "--save-total-limit", 2)
+    output = capsys.readouterr().out
+    assert [f"iteration {n} to {tmp_path / 'async'}" in output for n in (2, 4, 6)] == [True] * 3
+    assert sorted(path.name for path in (tmp_path / "async").iterdir()) == [
+        "iter_0000004", "iter_0000006", "latest_checkpointed_iteration.txt"]
+    for iteration in (4, 6):
+        files = [(tmp_path / kind / f"iter_000000{iteration}/mp_rank_00/{name}.safetensors").read_bytes()
+                 for name in ("model", "optimizer_dp_000") for kind in ("sync", "async")]
+        assert files[0] == files[1] and files[2] == files[3]
+    train("--train-iters", 6, "--load", tmp_path / "async", "--ckpt-step", 4)
+    assert losses(capsys.readouterr().out) == expected[4:]
+
+
+def test_a_failed_write_in_the_background_ends_the_job(train, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise UserError("cannot write model.safetensors: No space left on device")
+    monkeypatch.setattr(checkpoint, "write_model_file", fail)
+    with pytest.raises(UserError, match="No space left"):
+        train("--train-iters", 4, "--save-interval", 1, "--save", tmp_path / "c", "--async-save")
+    assert not list((tmp_path / "c").glob("iter_*[0-9]")) and not list(tmp_path.glob("c/*.txt"))
 
 
 def test_finetune_starts_again(train, tmp_path, capsys):
@@ -101,9 +144,9 @@ def test_bf16_resumes_from_masters(train, tmp_path):
 
 
 def test_validation_loss_is_reported(train, capsys):
-    train("--eval-iters", 2, "--eval-interval", 3, "--split", "90,10,0")
+    train("--train-iters", 20, "--eval-iters", 2, "--eval-interval", 10, "--split", "90,10,0")
     lines = re.findall(r"validation loss at iteration (\d+) \| lm loss value: (\S+) \|", capsys.readouterr().out)
-    assert [number for number, _ in lines] == ["3", "6"]
+    assert [number for number, _ in lines] == ["10", "20"]
     assert float(lines[1][1]) < float(lines[0][1])
 
 
@@ -128,6 +171,20 @@ def test_validation_shows_what_the_model_says(train, tmp_path, capsys, monkeypat
     assert losses(shown) == losses(silent) and "validation sample" not in silent
     first, second = weights(tmp_path / "shown"), weights(tmp_path / "silent")
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_documents_do_not_see_each_other(train, tmp_path, capsys):
+    """--reset-attention-mask: the loss of two documents in a sample is that of one document a sample."""
+    rng = np.random.default_rng(5)
+    write_documents(tmp_path / "d", [rng.integers(0, 256, 16) for _ in range(9)])
+    step = ("--data-path", tmp_path / "d", "--train-iters", 1, "--init-method-std", 0.5)
+    found = []
+    for flags in (("--reset-attention-mask", "--reset-position-ids"), (),
+                  ("--seq-length", 16, "--global-batch-size", 8)):
+        train(*step, *flags)
+        found += losses(capsys.readouterr().out)
+    together, seeing, apart = found
+    assert abs(together - apart) < 2e-6 * apart and abs(seeing - apart) > 1e-3 * apart
 
 
 def write_instruction_rows(prefix):

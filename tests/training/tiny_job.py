@@ -24,3 +24,18 @@ def write_documents(prefix, documents, dtype=np.int32):
             builder.add_item(document)
             builder.end_document()
         builder.finalize()
+
+
+def write_pairs(prefix, pairs=12):
+    """Pairs: prompts of 5 ids, of which the chosen answer repeats the last, and the rejected one counts down."""
+    rng = np.random.default_rng(1)
+    columns = {name: [] for name in ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")}
+    for _ in range(pairs):
+        prompt = rng.integers(20, 200, 5)
+        for answer, ids in (("chosen", np.full(rng.integers(2, 7), prompt[-1])),
+                            ("rejected", prompt[-1] - 1 - np.arange(rng.integers(2, 7)))):
+            columns[f"{answer}_input_ids"].append(np.concatenate([prompt, ids]))
+            columns[f"{answer}_labels"].append(np.concatenate([np.full(5, -100), ids]))
+    for name, documents in columns.items():
+        write_documents(f"{prefix}_packed_{name}_document", documents)
+    return str(prefix)

@@ -52,7 +52,7 @@ job make_model python -m mindspeed_llm.tasks.quickstart make-model --save-dir mo
 MCORE_DIR=./mcore job convert_hf2mcore bash "$SCRIPTS/ckpt_convert_glm4_hf2mcore.sh"
 INPUT=data/pretrain.jsonl OUTPUT_PREFIX=dataset/pretrain job data_pretrain bash "$SCRIPTS/data_convert_glm4_pretrain.sh"
 INPUT=data/instructions.json OUTPUT_PREFIX=dataset/tune job data_tune bash "$SCRIPTS/data_convert_glm4_tune.sh" \
-    --seq-length 64
+    --seq-length 64 --pack=false
 
 NPUS_PER_NODE=4 CKPT_LOAD_DIR=./mcore CKPT_SAVE_DIR=./ckpt_pretrained DATA_PATH=dataset/pretrain_text_document \
     job pretrain bash "$SCRIPTS/pretrain_glm4_8k_ms.sh" --seq-length 128 --max-position-embeddings "$LENGTH" \

@@ -84,15 +84,15 @@ def global_sum_squares(tensors: list[Tensor], group: Group) -> float:
     return float(words.asnumpy().astype(np.float64).sum())
 
 
-def global_sum(value: float, *groups: Group) -> float:
-    """Sum of a number over every group in turn, in fp64 and rank order: the same bits on each rank."""
+def global_sum(values: np.ndarray, *groups: Group) -> np.ndarray:
+    """Sum of numbers `(n,)` over every group in turn, in fp64 and rank order: the same bits on each rank."""
     for group in groups:
         if group.size > 1:
-            # Two fp32 words carry the number's 53 bits through engines that move fp32 only.
-            pair = np.frombuffer(np.float64(value).tobytes(), np.float32)
-            parts = all_gather(from_numpy(pair.copy()), group).asnumpy()
-            value = float(np.frombuffer(np.ascontiguousarray(parts).tobytes(), np.float64).sum())
-    return value
+            # Two fp32 words carry a number's 53 bits through engines that move fp32 only.
+            pairs = np.frombuffer(values.astype(np.float64).tobytes(), np.float32)
+            parts = all_gather(from_numpy(pairs.copy()), group).asnumpy()
+            values = np.frombuffer(np.ascontiguousarray(parts).tobytes(), np.float64).reshape(group.size, -1).sum(axis=0)
+    return values
 
 
 def first_bad_parameter(chunks: list[GPTModel]) -> str | None:

@@ -5,11 +5,17 @@ from collections.abc import Callable
 
 from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.tasks.convert import adapters, hf_to_mcore, mcore_to_hf
+from mindspeed_llm.tasks.convert.verify import verify
 
 
 def run(config: ConvertConfig) -> None:
-    """Convert hf -> mg or mg -> hf and say where the result is. Raises UserError or FileNotFoundError for bad input."""
+    """Convert hf -> mg or mg -> hf and say where the result is, or verify. Raises UserError or FileNotFoundError for bad
+    input.
+    """
     logging.basicConfig(level=logging.INFO)
+    if config.verify is not None:
+        verify(config.verify)
+        return
     iteration = _conversion(config)(config)
     print(f"successfully saved checkpoint from iteration {iteration} to {config.save_dir}", flush=True)
     logging.info("Done!")

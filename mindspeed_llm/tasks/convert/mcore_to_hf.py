@@ -46,6 +46,8 @@ def convert(config: ConvertConfig) -> int:
         if base is None:
             raise FileNotFoundError(f"--load-dir {config.load_dir} holds no checkpoint (no "
                                     "latest_checkpointed_iteration.txt)")
+        if base.warning:
+            print(base.warning)
         adapters = find_adapters(config.lora_load, base, f"--load-dir {config.load_dir}", "--load-dir")
         with base, adapters or nullcontext():
             checkpoint = base if adapters is None else MergedCheckpoint(base, adapters)

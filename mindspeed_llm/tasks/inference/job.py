@@ -53,6 +53,11 @@ _RULE = "=" * 15
 def run(configs: Configs) -> None:
     """Load the model and run every task. Raises UserError or FileNotFoundError with what to put right."""
     config = configs.inference
+    if config.task == ("serve",):
+        from mindspeed_llm.tasks.inference.serving.server import run as serve   # its libraries, only where they are used
+
+        serve(configs)
+        return
     # before the model: a wrong file should not cost the time of loading
     texts = read_prompts(config.prompt_file) if config.prompt_file else config.prompts or DEFAULT_PROMPTS
     if config.output:

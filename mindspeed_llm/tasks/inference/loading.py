@@ -51,9 +51,11 @@ def load(configs: Configs) -> Loaded:
     there is no checkpoint, when flags or tokenizer contradict it, or when the ranks do not fit.
     """
     join_job(configs.train, configs.parallel)
-    checkpoint = require_checkpoint(configs.checkpoint.load)
+    checkpoint = require_checkpoint(configs.checkpoint.load, configs.checkpoint.ckpt_step)
     adapters = find_adapters(configs.checkpoint.lora_load, checkpoint, f"--load {configs.checkpoint.load}")
     configs = _with_checkpoint(configs, checkpoint, adapters)
+    warnings = [found.warning for found in (checkpoint, adapters) if found is not None and found.warning]
+    configs = replace(configs, notes=[*configs.notes, *dict.fromkeys(warnings)])
     data, dtype = configs.data, configs.train.params_dtype
     tokenizer = load_tokenizer(data.tokenizer_name_or_path, data.tokenizer_type)
     if tokenizer.vocab_size > configs.model.padded_vocab_size:
@@ -74,14 +76,14 @@ def load(configs: Configs) -> Loaded:
     return Loaded(configs, session.state, model, tokenizer)
 
 
-def require_checkpoint(load_dir: str | None) -> Checkpoint:
-    """Open the checkpoint of `--load`. Raises UserError or FileNotFoundError where there is none."""
+def require_checkpoint(load_dir: str | None, iteration: int | None = None) -> Checkpoint:
+    """Open the checkpoint of `--load` (`--ckpt-step`). Raises UserError or FileNotFoundError where there is none."""
     if not load_dir:
         raise UserError("--load must be given: the directory of an mcore checkpoint (random weights have nothing to "
                         "say)")
     if not Path(load_dir).is_dir():
         raise FileNotFoundError(f"--load {load_dir}: no such directory; convert_ckpt.py or pretrain_gpt.py makes one")
-    checkpoint = open_checkpoint(load_dir)
+    checkpoint = open_checkpoint(load_dir, iteration)
     if checkpoint is None:
         raise FileNotFoundError(f"--load {load_dir} holds no checkpoint (no latest_checkpointed_iteration.txt): give a "
                                 "directory that convert_ckpt.py or pretrain_gpt.py has written")

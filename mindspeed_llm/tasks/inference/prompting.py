@@ -35,7 +35,8 @@ class Prompter:
         if self.template is None:
             return self.tokenizer.encode("\n".join(turns), add_special=True)
         messages = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)]
-        return self.template.encode_prompt(self.tokenizer, messages, self._system_prompt)
+        system = [Message("system", self._system_prompt)] if self._system_prompt else []
+        return self.template.encode_chat(self.tokenizer, [*system, *messages])
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's text; white space at its start belongs to the template."""

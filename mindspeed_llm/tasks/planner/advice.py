@@ -26,7 +26,7 @@ def peak(job: Job) -> int:
 def smallest_change(job: Job, limit: int) -> Change | None:
     """The first change that brings every rank to at most `limit` bytes, or None.
 
-    Order: recomputation of as few layers as it takes, then more tensor, pipeline or context parallelism, then a smaller
+    Order: a reference model that is not kept in memory, recomputation of as few layers as it takes, then more tensor, pipeline or context parallelism, then a smaller
     micro-batch, each alone; then these with all layers recomputed; then two and three of them together.
     """
     for change in candidates(job):
@@ -38,6 +38,9 @@ def smallest_change(job: Job, limit: int) -> Change | None:
 def candidates(job: Job) -> Iterator[Change]:
     """Changes that make the job smaller, smallest first, among those that the job would accept."""
     start = Change((), job)
+    if job.second_model:
+        start = Change(("--precompute-ref",), job.with_precomputed_reference())
+        yield start
     kinds = (_tensor, _pipeline, _context, _micro_batch)
     yield from _recompute(start)
     for kind in kinds:

@@ -49,7 +49,9 @@ def _tensor(job: Job, stage: int) -> int:
     statistics = 0
     if stage == job.pp - 1:
         units += 3 if job.sequence_parallel else 2
-        statistics = (job.tp - 1) * 3 * job.tokens * _FP32
+        statistics = (job.tp - 1) * 3 * job.tokens * _FP32 * (1 + job.compares)
+    if job.compares:    # forward only
+        units += 4 * layers + (stage == 0) + (stage == job.pp - 1 and job.sequence_parallel)
     partial = sum(_summed(job, spec) for spec in job.trained(stage))
     if job.sharded_optimizer:
         partial /= job.replicas
@@ -82,14 +84,15 @@ def _context(job: Job, stage: int) -> int:
         message = query_bytes(job) // job.cp + keys // job.heads.groups * groups
         forward = steps * (message + query_bytes(job) // job.cp)
         backward = forward
-    return job.microbatches * ((layers + again) * forward + layers * backward)
+    return job.microbatches * ((layers * (1 + job.compares) + again) * forward + layers * backward)
 
 
 def _pipeline(job: Job, stage: int) -> int:
     """Activations to the next stage, their gradients to the previous one; a tied embedding's gradient to its twin."""
     if job.pp == 1:
         return 0
-    sent = sum((not job.is_last(stage, chunk)) + (not job.is_first(stage, chunk)) for chunk in range(job.chunks))
+    sent = sum((not job.is_last(stage, chunk)) * (1 + job.compares) + (not job.is_first(stage, chunk))
+               for chunk in range(job.chunks))
     tied = 0
     if not job.model.untie_embeddings_and_output_weights and stage in (0, job.pp - 1) and job.lora is None:
         tied = job.model.padded_vocab_size // job.tp * job.model.hidden_size * _FP32

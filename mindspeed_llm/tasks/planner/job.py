@@ -5,9 +5,11 @@ from functools import cached_property
 
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import LocalHeads, ModelConfig
 from mindspeed_llm.config.parallel import ParallelConfig
+from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.config.validation import check
 from mindspeed_llm.core.sharding import TensorSpec
@@ -54,6 +56,24 @@ class Job:
         """The adapters that are trained instead of the model, or None."""
         lora: LoraConfig | None = self.configs.lora
         return lora if lora is not None and lora.target_modules else None
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a sample is a pair of sequences, all of a micro-batch's in one packed row."""
+        data: DataConfig = self.configs.data
+        return data.is_pairwise_dataset
+
+    @property
+    def compares(self) -> bool:
+        """Whether every micro-batch has a forward pass of a reference model too."""
+        preference: PreferenceConfig = self.configs.preference
+        return self.pairs and preference.needs_reference and not preference.precompute_ref
+
+    @property
+    def second_model(self) -> bool:
+        """Whether that model is another than the trained one without its adapters."""
+        preference: PreferenceConfig = self.configs.preference
+        return self.compares and preference.ref_model is not None
 
     @property
     def tp(self) -> int:
@@ -103,7 +123,17 @@ class Job:
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on one context-parallel rank."""
-        return self.train.micro_batch_size * self.train.seq_length // self.cp
+        return self.rows * self.positions // self.cp
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch."""
+        return 1 if self.pairs else self.train.micro_batch_size
+
+    @property
+    def positions(self) -> int:
+        """Length of a row."""
+        return self.train.seq_length * (2 * self.train.micro_batch_size if self.pairs else 1)
 
     @property
     def residual_tokens(self) -> int:
@@ -176,3 +206,8 @@ class Job:
     def with_micro_batch(self, size: int) -> "Job":
         """The same job with another micro-batch size. Raises UserError when that does not fit."""
         return replace(self, configs=replace(self.configs, train=replace(self.train, micro_batch_size=size)))
+
+    def with_precomputed_reference(self) -> "Job":
+        """The same job without the reference model in memory."""
+        return replace(self, configs=replace(self.configs, preference=replace(self.configs.preference,
+                                                                               precompute_ref=True)))

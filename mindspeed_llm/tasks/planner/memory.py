@@ -22,7 +22,7 @@ _ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that AdamW ma
 class StageMemory:
     """Bytes on each rank of a pipeline stage.
 
-    parameters, gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
+    parameters, reference (those of a second model, which is not trained), gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
     passes. step: what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give
     them back, beside them. overhead: buffers of communication and kernels, and the process itself.
     """
@@ -31,6 +31,7 @@ class StageMemory:
     numel: int
     trained: int
     parameters: int
+    reference: int
     gradients: int
     optimizer: int
     activations: int
@@ -41,7 +42,7 @@ class StageMemory:
     @property
     def static(self) -> int:
         """What is held from start to end."""
-        return self.parameters + self.gradients + self.optimizer + self.overhead
+        return self.parameters + self.reference + self.gradients + self.optimizer + self.overhead
 
     @property
     def peak(self) -> int:
@@ -56,10 +57,12 @@ def stage_memory(job: Job, stage: int) -> StageMemory:
     numel, trained = (sum(map(job.local_numel, specs)) for specs in (job.tensors(stage), job.trained(stage)))
     updated = -(-trained // job.replicas) if job.sharded_optimizer else trained
     parameters, gradients = numel * job.element, trained * _FP32
+    reference = sum(job.local_numel(spec) for spec in job.tensors(stage) if not spec.adapter) if job.second_model else 0
     on_ascend = job.target == ASCEND
     states = 3 if job.element < _FP32 else 2    # fp32 parameters are their own masters (core/optimizer/optimizer.py)
     return StageMemory(
-        stage=stage, numel=numel, trained=trained, parameters=parameters, gradients=gradients, optimizer=states * _FP32 * updated,
+        stage=stage, numel=numel, trained=trained, parameters=parameters, reference=reference * job.element,
+        gradients=gradients, optimizer=states * _FP32 * updated,
         activations=activations.peak_activations(job, stage), step=_step(job, stage, updated),
         overhead=_overhead(job, stage), together=not on_ascend)
 
@@ -116,8 +119,8 @@ def _attention_scratch(job: Job) -> int:
 
     Counted in fp32. With AMX the copies are tiles: 1.5 times as large for fp32, half for bf16.
     """
-    batch, groups, heads = job.train.micro_batch_size, job.heads.groups, job.heads.queries
-    length = job.train.seq_length
+    batch, groups, heads = job.rows, job.heads.groups, job.heads.queries
+    length = job.positions
     if job.parallel.context_parallel_algo == RING:
         length //= job.cp
     else:

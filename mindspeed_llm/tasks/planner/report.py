@@ -44,7 +44,8 @@ def _memory_table(job: Job, stages: list[StageMemory]) -> list[str]:
             ["parameters (millions)", *[f"{memory.numel / 1e6:.1f}" for memory in stages]],
             *([["of them trained", *[f"{memory.trained / 1e6:.1f}" for memory in stages]]] if job.lora is not None else []),
             ["micro-batches in flight", *[_in_flight(job, memory.stage) for memory in stages]]]
-    for title, field in (("parameters", "parameters"), ("gradients (fp32)", "gradients"),
+    reference = [("reference model", "reference")] if job.second_model else []
+    for title, field in (("parameters", "parameters"), *reference, ("gradients (fp32)", "gradients"),
                          ("optimizer state (fp32)", "optimizer"), ("buffers", "overhead"),
                          ("activations, peak", "activations"), ("optimizer step, peak", "step"),
                          ("peak estimate", "peak")):

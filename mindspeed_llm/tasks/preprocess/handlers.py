@@ -1,11 +1,15 @@
 """What to make of a row: `--handler-name`. A handler names the columns it needs and turns a row into tokens."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from mindspeed_llm.config.data import DataConfig
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.templates import ANSWER_ROLES, IGNORE, QUERY_ROLES, Message, get_template
 from mindspeed_llm.data.tokenizer import Tokenizer
+from mindspeed_llm.tasks.preprocess.columns import ColumnMap
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
          "function_call": "function", "function": "function", "observation": "observation", "tool": "observation"}
@@ -21,6 +25,7 @@ class Handler:
     Attributes:
         fields: names of the token sequences that `encode` returns; one data set is written for each.
         required: columns every row must have.
+        columns: `--map-keys`; `encode` takes rows that it has been applied to.
         infix: what stands between the output prefix and the field's name in the file names.
         instruction: tuning data (with labels, `--prompt-type`, `--pack`) rather than plain text.
     """
@@ -35,8 +40,9 @@ class Handler:
         self.config = config
         self.tokenizer = tokenizer
         self.template = get_template(config.prompt_type) if self.instruction else None
+        self.columns = ColumnMap(config.map_keys)
 
-    def encode(self, row: dict) -> tuple[list[int], ...]:
+    def encode(self, row: dict) -> tuple[Sequence[int] | np.ndarray, ...]:
         """One token sequence per field.
 
         Raises:
@@ -56,13 +62,13 @@ class GeneralPretrainHandler(Handler):
         super().__init__(config, tokenizer)
         self.fields = self.required = tuple(config.json_keys)
 
-    def encode(self, row: dict) -> tuple[list[int], ...]:
-        documents = []
-        for key in self.fields:
-            ids = self.tokenizer.encode(_text(row, key))
-            if not ids:
+    def encode(self, row: dict) -> tuple[np.ndarray, ...]:
+        documents = self.tokenizer.encode_batch([_text(row, key) for key in self.fields])
+        for key, ids in zip(self.fields, documents):
+            if not ids.size:
                 raise SkipRow(f"no text in column {key!r}")
-            documents.append(ids + [self.tokenizer.eos_id] if self.config.append_eod else ids)
+        if self.config.append_eod:
+            documents = [np.append(ids, np.uint32(self.tokenizer.eos_id)) for ids in documents]
         return tuple(documents)
 
 
@@ -76,12 +82,12 @@ class InstructionHandler(Handler):
         """(messages that end with an answer, system prompt, tools) of a row."""
         raise SkipRow("the base handler reads nothing")
 
-    def encode(self, row: dict) -> tuple[list[int], ...]:
+    def encode(self, row: dict) -> tuple[Sequence[int] | np.ndarray, ...]:
         messages, system, tools = self.conversation(row)
         ids, labels = self.template.encode(self.tokenizer, messages, system, tools, self.config.seq_length)
-        if all(label == IGNORE for label in labels):
+        if labels.count(IGNORE) == len(labels):
             raise SkipRow("nothing to learn from")
-        return ids, [1] * len(ids), labels
+        return ids, np.ones(len(ids), np.int32), labels
 
 
 class AlpacaStyleInstructionHandler(InstructionHandler):
@@ -91,19 +97,20 @@ class AlpacaStyleInstructionHandler(InstructionHandler):
 
     def conversation(self, row: dict) -> tuple[list[Message], str, str]:
         messages, system = _alpaca_prompt(row)
-        return [*messages, Message("assistant", _answer(row, "output"))], system, _text(row, "tools")
+        return [*messages, Message("assistant", _answer(row, "output"))], system, _tools(row)
 
 
 class SharegptStyleInstructionHandler(InstructionHandler):
     """Column `conversations` (list of {from, value}; roles human, gpt, system, function_call, observation), and if
-    there `system`, `tools`. Entries may also be named {role, content} and the column `messages`."""
+    there `system`, `tools`. Entries may also be named {role, content} and the column `messages`, as in GLM-4's own
+    files, where the system message may hold the `tools` and an answer with `metadata` calls the tool of that name."""
 
     def conversation(self, row: dict) -> tuple[list[Message], str, str]:
-        messages, system = _sharegpt_turns(row)
+        messages, system, tools = _sharegpt_turns(row)
         if messages and messages[-1].role in QUERY_ROLES:
             messages = messages[:-1]  # a question that was never answered
         _check_turns(messages)
-        return messages, system, _text(row, "tools")
+        return messages, system, tools
 
 
 class PairwiseHandler(Handler):
@@ -117,8 +124,14 @@ class PairwiseHandler(Handler):
 
     def encode(self, row: dict) -> tuple[list[int], ...]:
         messages, chosen, rejected, system, tools = self.pair(row)
+        for name, answer in (("chosen", chosen), ("rejected", rejected)):
+            if not answer.content:
+                raise SkipRow(f"no answer in column {name!r}")
         better, worse = self.template.encode_pair(self.tokenizer, messages, chosen, rejected, system, tools,
                                                   self.config.seq_length)
+        if better == worse:
+            raise SkipRow("chosen and rejected answer are equal" + (
+                "" if chosen == rejected else f" within --seq-length {self.config.seq_length}"))
         return (*better, *worse)
 
 
@@ -129,7 +142,7 @@ class AlpacaStylePairwiseHandler(PairwiseHandler):
 
     def pair(self, row: dict) -> tuple[list[Message], Message, Message, str, str]:
         messages, system = _alpaca_prompt(row)
-        answers = [Message("assistant", _answer(row, key)) for key in ("chosen", "rejected")]
+        answers = [Message("assistant", _text(row, key)) for key in ("chosen", "rejected")]
         return messages, *answers, system, _text(row, "tools")
 
 
@@ -139,11 +152,11 @@ class SharegptStylePairwiseHandler(PairwiseHandler):
     required = ("chosen", "rejected")
 
     def pair(self, row: dict) -> tuple[list[Message], Message, Message, str, str]:
-        messages, system = _sharegpt_turns(row)
+        messages, system, tools = _sharegpt_turns(row)
         answers = [_message(row[key]) for key in ("chosen", "rejected")]
         for answer in answers:
             _check_turns([*messages, answer])
-        return messages, *answers, system, _text(row, "tools")
+        return messages, *answers, system, tools
 
 
 HANDLERS = {handler.__name__: handler for handler in (
@@ -163,6 +176,11 @@ def build_handler(config: DataConfig, tokenizer: Tokenizer) -> Handler:
     handler = HANDLERS[config.handler_name](config, tokenizer)
     if config.pack and not handler.can_pack:
         raise UserError(f"--pack packs conversations into rows; {config.handler_name} has none to pack: leave it out")
+    if config.map_keys and not handler.instruction:
+        raise UserError(f"--map-keys names the columns of tuning data; {config.handler_name} reads --json-keys")
+    for column in handler.required:
+        if not handler.columns.name_in_file(column):
+            raise UserError(f"--map-keys leaves out the column {column!r}, which {config.handler_name} needs")
     if config.seq_length < 2 and handler.instruction:
         raise UserError(f"--seq-length {config.seq_length}: at least 2 are needed")
     return handler
@@ -199,20 +217,30 @@ def _alpaca_prompt(row: dict) -> tuple[list[Message], str]:
     return [*messages, Message("user", question)], _text(row, "system")
 
 
-def _sharegpt_turns(row: dict) -> tuple[list[Message], str]:
-    """(messages without the system prompt, system prompt)."""
+def _sharegpt_turns(row: dict) -> tuple[list[Message], str, str]:
+    """(messages without the system prompt, system prompt, tools)."""
     column = next((name for name in ("conversations", "messages") if name in row), None)
     if column is None:
         raise UserError(f"no column 'conversations' or 'messages'; the columns are: {', '.join(row)}")
     turns = row[column]
     if not isinstance(turns, Iterable) or isinstance(turns, (str, dict)):
         raise UserError(f"column {column!r} holds {type(turns).__name__}, a list of turns is wanted")
+    turns = list(turns)
     messages = [_message(turn) for turn in turns]
-    system = _text(row, "system")
+    system, tools = _text(row, "system"), _tools(row)
     if messages and messages[0].role == "system":
         system = system or messages[0].content
+        tools = tools or _tools(turns[0])
         messages = messages[1:]
-    return messages, system
+    return messages, system, tools
+
+
+def _tools(holder: dict) -> str:
+    """Tool descriptions of a row or a system message as JSON: they are text, or the list itself."""
+    tools = holder.get("tools")
+    if isinstance(tools, list):
+        return json.dumps(tools, ensure_ascii=False) if tools else ""
+    return _text(holder, "tools")
 
 
 def _message(turn: object) -> Message:
@@ -222,7 +250,11 @@ def _message(turn: object) -> Message:
     role, key = (turn["from"], "value") if "from" in turn else (turn["role"], "content")
     if role not in ROLES:
         raise UserError(f"a turn is from {role!r}: known are {', '.join(ROLES)}")
-    return Message(ROLES[role], _text(turn, key))
+    content = _text(turn, key)
+    called = _text(turn, "metadata") if ROLES[role] == "assistant" else ""
+    if called:
+        return Message("function", json.dumps({"name": called, "arguments": content}, ensure_ascii=False))
+    return Message(ROLES[role], content)
 
 
 def _check_turns(messages: list[Message]) -> None:

@@ -1,7 +1,9 @@
 """`--pack`: several conversations per row, so that little of a long sequence is padding."""
 
+import contextlib
+import os
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -52,18 +54,37 @@ def pack(parts: dict[str, IndexedDataset], builders: dict[str, IndexedDatasetBui
     Returns:
         the number of rows.
     """
-    rows = assign_rows(parts["input_ids"].sizes.tolist(), seq_length)
-    for row in rows:
-        packed = {"input_ids": np.full(seq_length, pad_id, np.int32), "attention_mask": np.zeros(seq_length, np.int32),
-                  "labels": np.full(seq_length, IGNORE, np.int32)}
-        start = 0
-        for number, item in enumerate(row, start=1):
-            stop = start + int(parts["input_ids"].sizes[item])
-            packed["input_ids"][start:stop] = parts["input_ids"][item]
-            packed["labels"][start:stop] = parts["labels"][item]
-            packed["attention_mask"][start:stop] = number
-            start = stop
-        for field, tokens in packed.items():
-            builders[field].add_item(tokens)
-            builders[field].end_document()
+    sizes = parts["input_ids"].sizes
+    rows = assign_rows(sizes.tolist(), seq_length)
+    with _reading(parts["input_ids"]) as ids, _reading(parts["labels"]) as labels:
+        for row in rows:
+            packed = _row(row, sizes, ids, labels, seq_length, pad_id)
+            for field, tokens in packed.items():
+                builders[field].add_item(tokens)
+                builders[field].end_document()
     return len(rows)
+
+
+@contextlib.contextmanager
+def _reading(part: IndexedDataset) -> Iterator[Callable[[int], np.ndarray]]:
+    """The sequences of a data set by number, in any order, without mapping the file: its pages would count as ours."""
+    file = os.open(f"{part.prefix}.bin", os.O_RDONLY)
+    try:
+        yield lambda item: np.frombuffer(
+            os.pread(file, int(part.sizes[item]) * part.dtype.itemsize, int(part.pointers[item])), part.dtype)
+    finally:
+        os.close(file)
+
+
+def _row(members: list[int], sizes: np.ndarray, ids: Callable[[int], np.ndarray], labels: Callable[[int], np.ndarray],
+         seq_length: int, pad_id: int) -> dict[str, np.ndarray]:
+    packed = {"input_ids": np.full(seq_length, pad_id, np.int32), "attention_mask": np.zeros(seq_length, np.int32),
+              "labels": np.full(seq_length, IGNORE, np.int32)}
+    start = 0
+    for number, item in enumerate(members, start=1):
+        stop = start + int(sizes[item])
+        packed["input_ids"][start:stop] = ids(item)
+        packed["labels"][start:stop] = labels(item)
+        packed["attention_mask"][start:stop] = number
+        start = stop
+    return packed

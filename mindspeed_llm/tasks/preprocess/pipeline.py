@@ -24,6 +24,7 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, best_dtype
 from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.tasks.preprocess.handlers import Handler, SkipRow, build_handler
+from mindspeed_llm.tasks.preprocess.lengths import report
 from mindspeed_llm.tasks.preprocess.packing import pack
 from mindspeed_llm.tasks.preprocess.readers import count_rows, find_files, iterate_rows
 
@@ -31,7 +32,42 @@ CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
-Row = tuple[str, int, dict]  # file, row number, columns
+BAD_ROWS_NAMED = 3
+STOP = "stop"
+
+Row = tuple[str, int, dict | UserError]  # file, row number, columns or what is wrong with them
+
+
+@dataclass
+class Tally:
+    """What became of rows.
+
+    Attributes:
+        rows: how many were read.
+        skipped: those that give no sample, by reason.
+        bad: those that could not be read; `named` tells of the first few.
+    """
+
+    rows: int = 0
+    skipped: Counter = field(default_factory=Counter)
+    bad: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, other: "Tally", config: DataConfig) -> None:
+        """Take in the tally of further rows.
+
+        Raises:
+            UserError: more bad rows than `--max-bad-rows`.
+        """
+        self.rows += other.rows
+        self.skipped += other.skipped
+        self.bad += other.bad
+        self.named = [*self.named, *other.named][:BAD_ROWS_NAMED]
+        if self.bad > config.max_bad_rows == 0:
+            raise UserError(f"{self.named[0]} (--max-bad-rows N leaves out up to N bad rows)")
+        if self.bad > config.max_bad_rows:
+            raise UserError(f"more than --max-bad-rows {config.max_bad_rows} rows cannot be read; the first: "
+                            f"{'; '.join(self.named)}")
 
 
 @dataclass
@@ -40,8 +76,7 @@ class Encoded:
 
     tokens: list[np.ndarray]
     lengths: list[np.ndarray]
-    rows: int
-    skipped: Counter = field(default_factory=Counter)
+    tally: Tally
 
 
 def run(config: DataConfig) -> list[str]:
@@ -78,65 +113,133 @@ def run(config: DataConfig) -> list[str]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(
                 prefix=".packing-", dir=Path(config.output_prefix).parent))
             loose = {name: stack.enter_context(IndexedDatasetBuilder(Path(folder) / name)) for name in names}
-            rows, skipped = _write(config, handler, files, loose)
-            _finalize(loose, rows, skipped, config)
+            tally = _write(config, handler, files, loose)
+            _finalize(loose, tally, config)
             parts = {name: IndexedDataset(Path(folder) / name) for name in names}
             packed = pack(parts, builders, config.seq_length, tokenizer.pad_id)
             used = int(parts["input_ids"].sizes.sum(dtype=np.int64))
             logger.info("packed %d conversations into %d rows of %d tokens, %.1f%% of them used",
                         len(parts["input_ids"]), packed, config.seq_length, 100 * used / (packed * config.seq_length))
         else:
-            rows, skipped = _write(config, handler, files, builders)
-        _finalize(builders, rows, skipped, config)
+            tally = _write(config, handler, files, builders)
+        written = loose if config.pack else builders
+        lengths = next(iter(written.values())).sizes
+        _finalize(builders, tally, config)
     for name, prefix in names.items():
         logger.info("wrote %d documents, %d tokens to %s.bin", builders[name].sequences, builders[name].tokens, prefix)
-    logger.info("%d rows in %.1f s, %d of them skipped%s", rows, time.monotonic() - start, sum(skipped.values()),
-                "".join(f"; {reason}: {count}" for reason, count in skipped.most_common()))
+    logger.info("%d rows in %.1f s, %d of them skipped%s", tally.rows, time.monotonic() - start,
+                sum(tally.skipped.values()),
+                "".join(f"; {reason}: {count}" for reason, count in tally.skipped.most_common()))
+    if tally.bad:
+        logger.warning("%d bad rows left out (--max-bad-rows %d); the first: %s", tally.bad, config.max_bad_rows,
+                       "; ".join(tally.named))
+    if config.report:
+        logger.info("%s", report(lengths, f"{config.output_prefix}_lengths.png",
+                                 config.seq_length if handler.instruction else None))
     return list(names.values())
 
 
 def _write(config: DataConfig, handler: Handler, files: list[Path],
-           builders: dict[str, IndexedDatasetBuilder]) -> tuple[int, Counter]:
-    """Encode all rows into the builders; returns the number of rows and the skipped ones by reason."""
-    chunks = _chunks(files, handler.required)
-    done, logged, skipped, start = 0, 0, Counter(), time.monotonic()
+           builders: dict[str, IndexedDatasetBuilder]) -> Tally:
+    """Encode all rows into the builders."""
+    if config.n_subs > 1:
+        return _write_subs(config, files, builders)
+    total, logged, start = Tally(), 0, time.monotonic()
+    chunks = _chunks(_rows(files, handler))
     with contextlib.closing(_encode_all(config, handler, chunks)) as encoded_chunks, \
             tqdm(total=count_rows(files), unit=" rows", disable=None) as progress:
         for encoded in encoded_chunks:
-            for builder, tokens, lengths in zip(builders.values(), encoded.tokens, encoded.lengths):
-                builder.add_documents(tokens, lengths)
-            done += encoded.rows
-            skipped += encoded.skipped
-            progress.update(encoded.rows)
-            if config.log_interval > 0 and done // config.log_interval > logged // config.log_interval:
-                logged = done
+            _add(builders, encoded)
+            total.add(encoded.tally, config)
+            progress.update(encoded.tally.rows)
+            if config.log_interval > 0 and total.rows // config.log_interval > logged // config.log_interval:
+                logged = total.rows
                 seconds = time.monotonic() - start
                 tokens = next(iter(builders.values())).tokens
-                logger.info("processed %d rows (%.0f rows/s, %.0f tokens/s)", done, done / seconds, tokens / seconds)
-    return done, skipped
+                logger.info("processed %d rows (%.0f rows/s, %.0f tokens/s)", logged, logged / seconds,
+                            tokens / seconds)
+    return total
 
 
-def _finalize(builders: dict[str, IndexedDatasetBuilder], rows: int, skipped: Counter, config: DataConfig) -> None:
+def _add(builders: dict[str, IndexedDatasetBuilder], encoded: Encoded) -> None:
+    for builder, tokens, lengths in zip(builders.values(), encoded.tokens, encoded.lengths):
+        builder.add_documents(tokens, lengths)
+
+
+def _write_subs(config: DataConfig, files: list[Path], builders: dict[str, IndexedDatasetBuilder]) -> Tally:
+    """`--n-subs`: processes that each read, encode and write a run of rows; then all runs, in order."""
+    rows = count_rows(files)
+    if rows is None:
+        rows = sum(1 for file in files for _ in iterate_rows(file, ()))
+    bounds = [rows * part // config.n_subs for part in range(config.n_subs + 1)]
+    dtype = next(iter(builders.values())).dtype
+    total = Tally()
+    with tempfile.TemporaryDirectory(prefix=".parts-", dir=Path(config.output_prefix).parent) as name, \
+            _worker_pool(config, min(config.workers, config.n_subs)) as executor:
+        folder = Path(name)
+        try:
+            parts = [executor.submit(_write_sub, config, files, bounds[part:part + 2], dtype, folder, part)
+                     for part in range(config.n_subs)]
+            for part, result in enumerate(parts):
+                written, tally = result.result()
+                total.add(tally, config)
+                for field_name, builder in builders.items() if written else ():
+                    builder.add_dataset(folder / f"{part}_{field_name}")
+                logger.info("part %d of %d: %d rows", part + 1, config.n_subs, tally.rows)
+        except BaseException:
+            (folder / STOP).touch()  # the other parts need not be finished
+            raise
+    return total
+
+
+def _write_sub(config: DataConfig, files: list[Path], bounds: list[int], dtype: np.dtype, folder: Path, part: int
+               ) -> tuple[bool, Tally]:
+    """One part, in a worker: (whether any row gave a sample, what became of the rows)."""
+    handler = _worker_handler
+    tally = Tally()
+    with contextlib.ExitStack() as stack:
+        builders = {name: stack.enter_context(IndexedDatasetBuilder(folder / f"{part}_{name}", dtype))
+                    for name in handler.fields}
+        for chunk in _chunks(itertools.islice(_rows(files, handler), *bounds)):
+            if (folder / STOP).exists():
+                break
+            encoded = encode_chunk(handler, chunk)
+            _add(builders, encoded)
+            tally.add(encoded.tally, config)
+        written = next(iter(builders.values())).sequences > 0
+        for builder in builders.values() if written else ():
+            builder.finalize()
+    return written, tally
+
+
+def _finalize(builders: dict[str, IndexedDatasetBuilder], tally: Tally, config: DataConfig) -> None:
     if next(iter(builders.values())).sequences == 0:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
-        raise UserError(f"--input {config.input}: none of the {rows} rows gives a sample: {reasons}")
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in tally.skipped.most_common())
+        raise UserError(f"--input {config.input}: none of the {tally.rows} rows gives a sample: {reasons}")
     for builder in builders.values():
         builder.seal()
     for builder in builders.values():
         builder.publish()
 
 
-def _chunks(files: list[Path], required: tuple[str, ...]) -> Iterator[list[Row]]:
+def _rows(files: list[Path], handler: Handler) -> Iterator[Row]:
+    required = tuple(handler.columns.name_in_file(column) for column in handler.required)
+    for file in files:
+        for number, row in iterate_rows(file, required):
+            yield str(file), number, row
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """Rows in portions that are worth sending to a worker."""
     chunk: list[Row] = []
     size = 0
-    for file in files:
-        for number, row in iterate_rows(file, required):
-            chunk.append((str(file), number, row))
+    for file, number, row in rows:
+        chunk.append((file, number, row))
+        if isinstance(row, dict):
             size += sum(len(value) for value in row.values() if isinstance(value, (str, list)))
-            if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
     if chunk:
         yield chunk
 
@@ -147,19 +250,25 @@ def _encode_all(config: DataConfig, handler: Handler, chunks: Iterator[list[Row]
         for chunk in chunks:
             yield encode_chunk(handler, chunk)
         return
-    # spawn: a forked copy of a process with running threads (arrow, tokenizers) may lock up
-    executor = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), _start_worker, (config,))
     waiting: deque = deque()
-    try:
+    with _worker_pool(config, config.workers) as executor:
         for chunk in itertools.chain(chunks, [None]):
             if chunk is not None:
                 waiting.append(executor.submit(_encode_in_worker, chunk))
             # a few chunks per worker in flight keep all busy and bound the memory
             while waiting and (chunk is None or len(waiting) >= 3 * config.workers):
                 yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _worker_pool(config: DataConfig, workers: int) -> Iterator[ProcessPoolExecutor]:
+    # spawn: a forked copy of a process with running threads (arrow, tokenizers) may lock up
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (config,))
+    try:
+        yield executor
     except BrokenProcessPool:
         raise UserError(
-            f"a worker process died (killed, or out of memory): use fewer than --workers {config.workers}") from None
+            f"a worker process died (killed, or out of memory): use fewer than --workers {workers}") from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -188,23 +297,26 @@ def _encode_in_worker(chunk: list[Row]) -> Encoded:
 
 
 def encode_chunk(handler: Handler, chunk: list[Row]) -> Encoded:
-    """Encode rows; an error names the file and the row."""
+    """Encode rows; what is wrong with a bad one names the file and the row."""
     sequences: list[list[np.ndarray]] = [[] for _ in handler.fields]
-    skipped: Counter = Counter()
+    tally = Tally(rows=len(chunk))
     for file, number, row in chunk:
         try:
-            encoded = handler.encode(row)
+            if isinstance(row, UserError):
+                raise row
+            encoded = handler.encode(handler.columns.apply(row))
         except SkipRow as reason:
-            skipped[str(reason)] += 1
-            continue
+            tally.skipped[str(reason)] += 1
         except UserError as error:
-            raise UserError(f"{file} row {number}: {error}") from None
-        for into, sequence in zip(sequences, encoded):
-            into.append(np.array(sequence, np.int32))
+            tally.bad += 1
+            tally.named.append(str(error) if error is row else f"{file} row {number}: {error}")
+        else:
+            for into, sequence in zip(sequences, encoded):
+                into.append(np.asarray(sequence, np.int32))
     return Encoded(
         tokens=[np.concatenate(into) if into else np.zeros(0, np.int32) for into in sequences],
         lengths=[np.array([sequence.size for sequence in into], np.int32) for into in sequences],
-        rows=len(chunk), skipped=skipped,
+        tally=tally,
     )
 
 

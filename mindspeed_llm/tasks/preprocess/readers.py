@@ -1,64 +1,89 @@
-"""Rows of a data file, or of all data files in a folder, one dict per row.
+"""Rows of a data file, or of all data files in a folder, one dict per row, with a few rows in memory at a time.
 
 Formats by ending: .parquet, .arrow (IPC stream or file), .csv (first line: column names), .json (a list of objects, or
-an object per line), .jsonl, .txt (every non-empty line is a row with the column `text`).
+an object per line), .jsonl, .txt (every non-empty line is a row with the column `text`). The last four may be gzipped
+(.jsonl.gz).
 """
 
+import contextlib
 import csv
+import glob
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from mindspeed_llm.config.errors import UserError
 
 BATCH_ROWS = 1024
+READ_CHARS = 1 << 20
+SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def find_files(path: str | None) -> list[Path]:
-    """The data files of `--input`: the file itself, or those of a folder and its subfolders in order of their names.
+    """The data files of `--input`: the file itself, those of a folder and its subfolders in order of their names, or
+    all that a pattern (`data/*.jsonl`) finds.
 
     Raises:
         UserError: no path, an unknown ending, a folder without data files, an empty file.
         FileNotFoundError: nothing is there.
     """
     if not path:
-        raise UserError("no data: give a file or a folder with --input")
+        raise UserError("no data: give a file, a folder or a pattern with --input")
     location = Path(path)
-    if not location.exists():
-        raise FileNotFoundError(f"--input {path}: no such file or folder")
-    endings = ", ".join(READERS)
-    if location.is_dir():
-        files = sorted(file for file in location.rglob("*") if file.suffix.lower() in READERS and file.is_file()
-                       and not any(part.startswith(".") for part in file.relative_to(location).parts))
-        if not files:
-            raise UserError(f"--input {path}: the folder holds no data file ({endings})")
+    if location.exists():
+        locations = [location]
+    elif glob.has_magic(path):
+        locations = [Path(found) for found in sorted(glob.glob(path, recursive=True))]
+        if not locations:
+            raise FileNotFoundError(f"--input {path}: no file or folder has such a name (quote the pattern)")
     else:
-        files = [location]
-        if location.suffix.lower() not in READERS:
-            raise UserError(f"--input {path}: files ending in {location.suffix or '(nothing)'} cannot be read, use "
-                            f"{endings}")
+        raise FileNotFoundError(f"--input {path}: no such file or folder")
+    files = list(dict.fromkeys(file for place in locations for file in _files_at(place)))
     for file in files:
         if file.stat().st_size == 0:
             raise UserError(f"{file} is empty")
     return files
 
 
-def iterate_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """(row number from 1, row) of one file.
+def _files_at(location: Path) -> list[Path]:
+    endings = ", ".join(READERS)
+    if not location.is_dir():
+        if _ending(location) not in READERS:
+            raise UserError(f"--input {location}: files ending in {location.suffix or '(nothing)'} cannot be read, use "
+                            f"{endings}")
+        return [location]
+    files = sorted(file for file in location.rglob("*") if _ending(file) in READERS and file.is_file()
+                   and not any(part.startswith(".") for part in file.relative_to(location).parts))
+    if not files:
+        raise UserError(f"--input {location}: the folder holds no data file ({endings})")
+    return files
+
+
+def _ending(file: Path) -> str:
+    return "".join(file.suffixes[-2:] if file.suffix.lower() == ".gz" else file.suffixes[-1:]).lower()
+
+
+def iterate_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict | UserError]]:
+    """(row number from 1, row) of one file. Instead of a row that is damaged by itself or lacks a column there is the
+    error that says so: whoever reads decides whether to go on.
 
     Args:
         required: columns that every row must have.
 
     Raises:
-        UserError: a damaged file, or a missing column; the text names the columns that are there.
+        UserError: a file that cannot be read on.
     """
     empty = True
-    for number, row in enumerate(READERS[file.suffix.lower()](file), start=1):
-        missing = [column for column in required if column not in row]
+    for number, row in enumerate(READERS[_ending(file)](file), start=1):
+        missing = [column for column in required if column not in row] if isinstance(row, dict) else []
         if missing:
-            raise UserError(f"{file} row {number} has no column {missing[0]!r}; its columns are: "
-                            f"{', '.join(row) or '(none)'}. Choose the text column with --json-keys, or the "
-                            "handler that fits with --handler-name")
+            row = UserError(f"{file} row {number} has no column {missing[0]!r}; its columns are: "
+                            f"{', '.join(row) or '(none)'}. Choose the text column with --json-keys, the columns of "
+                            "tuning data with --map-keys, or the handler that fits with --handler-name")
         empty = False
         yield number, row
     if empty:
@@ -77,13 +102,15 @@ def count_rows(files: list[Path]) -> int | None:
 def _read_parquet(file: Path) -> Iterator[dict]:
     import pyarrow.parquet as parquet
     with _arrow_errors(file):
-        for batch in parquet.ParquetFile(file).iter_batches(BATCH_ROWS):
+        # buffer_size: pages as they are needed, not a whole row group at once
+        for batch in parquet.ParquetFile(file, buffer_size=1 << 20).iter_batches(BATCH_ROWS):
             yield from batch.to_pylist()
 
 
 def _read_arrow(file: Path) -> Iterator[dict]:
     import pyarrow as arrow
-    with _arrow_errors(file), arrow.memory_map(str(file)) as source:
+    # not memory-mapped: the pages of the file would count as the process's
+    with _arrow_errors(file), arrow.OSFile(str(file)) as source:
         is_file_format = source.read(6) == b"ARROW1"
         source.seek(0)
         if is_file_format:
@@ -113,74 +140,114 @@ class _arrow_errors:
                 f"{self.file} cannot be read, it is damaged, incomplete or of another format: {text}") from None
 
 
-def _read_csv(file: Path) -> Iterator[dict]:
+def _read_csv(file: Path) -> Iterator[dict | UserError]:
     csv.field_size_limit(1 << 30)
-    with _open_text(file) as stream:
+    with _open_text(file, newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(f"{file} line {reader.line_num} does not have the {len(reader.fieldnames)} fields "
+                    yield UserError(f"{file} line {reader.line_num} does not have the {len(reader.fieldnames)} fields "
                                     "of the first line: the file is cut short, or a text with commas is not in quotes")
-                yield row
+                else:
+                    yield row
         except csv.Error as error:
             raise UserError(f"{file} line {reader.line_num}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
 
 
-def _read_json(file: Path) -> Iterator[dict]:
+def _read_json(file: Path) -> Iterator[dict | UserError]:
     """A list of objects, one object per line, or a single object over several lines."""
-    if _starts_with_lines_of_objects(file):
+    with _open_text(file) as stream:
+        while (head := stream.read(1)).isspace():
+            pass
+        lines = False
+        if head == "{":
+            with contextlib.suppress(json.JSONDecodeError):  # an object that goes on in the next lines
+                lines = isinstance(json.loads(head + stream.readline()), dict)
+    if lines:
         yield from _read_lines(file)
         return
-    rows = _load_whole(file)
-    if isinstance(rows, dict):
-        rows = [rows]
-    if not isinstance(rows, list):
-        raise UserError(f"{file} holds a JSON {type(rows).__name__}, a list of objects is wanted")
+    rows = _read_list(file) if head == "[" else [_load_whole(file)]
     for number, row in enumerate(rows, start=1):
-        yield _check_object(row, f"{file} row {number}")
+        yield _object(row, f"{file} row {number}")
 
 
-def _starts_with_lines_of_objects(file: Path) -> bool:
+def _read_list(file: Path) -> Iterator[object]:
+    """The values of a JSON list one by one."""
+    decoder = json.JSONDecoder()
     with _open_text(file) as stream:
-        try:
-            while (head := stream.read(1)).isspace():
-                pass
-            return head == "{" and isinstance(json.loads(head + stream.readline()), dict)
-        except json.JSONDecodeError:  # an object that goes on in the next lines
-            return False
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+        buffer, at, lines, wanted = "", 0, 0, "["
+
+        def fill() -> bool:
+            nonlocal buffer, at, lines
+            lines += buffer.count("\n", 0, at)
+            more = stream.read(max(READ_CHARS, len(buffer) - at))  # doubles what does not suffice
+            buffer, at = buffer[at:] + more, 0
+            return bool(more)
+
+        def damaged(position: int, what: str) -> UserError:
+            return _not_json(file, lines + buffer.count("\n", 0, position) + 1, what)
+
+        while True:
+            while (at := SPACE.match(buffer, at).end()) == len(buffer):
+                if not fill():
+                    if wanted:
+                        raise damaged(at, f"Expecting '{wanted}'")
+                    return
+            if not wanted:
+                raise damaged(at, "Extra data")
+            sign = buffer[at]
+            if wanted == "[":
+                at, wanted = at + 1, "value or ]"
+            elif sign == "]" and wanted != "value":
+                at, wanted = at + 1, ""
+            elif wanted == ", or ]":
+                if sign != ",":
+                    raise damaged(at, "Expecting ',' delimiter")
+                at, wanted = at + 1, "value"
+            else:
+                try:
+                    value, end = decoder.raw_decode(buffer, at)
+                except json.JSONDecodeError as error:
+                    cut = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - 16
+                    if cut and fill():
+                        continue
+                    raise damaged(error.pos, error.msg) from None
+                if end == len(buffer) and fill():
+                    continue  # a number may go on
+                yield value
+                at, wanted = end, ", or ]"
 
 
-def _read_lines(file: Path) -> Iterator[dict]:
+def _read_lines(file: Path) -> Iterator[dict | UserError]:
     with _open_text(file) as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    try:
-                        yield _check_object(json.loads(line), f"{file} line {number}")
-                    except json.JSONDecodeError as error:
-                        raise UserError(
-                            f"{file} line {number} is not JSON ({error.msg}): it is damaged or cut short") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    yield _object(json.loads(line), f"{file} line {number}")
+                except json.JSONDecodeError as error:
+                    yield UserError(
+                        f"{file} line {number} is not JSON ({error.msg}): it is damaged or cut short")
 
 
 def _read_text(file: Path) -> Iterator[dict]:
     with _open_text(file) as stream:
-        try:
-            for line in stream:
-                if line.strip():
-                    yield {"text": line.rstrip("\r\n")}
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+        for line in stream:
+            if line.strip():
+                yield {"text": line.rstrip("\r\n")}
 
 
-def _open_text(file: Path):
-    return open(file, encoding="utf-8-sig", newline="" if file.suffix.lower() == ".csv" else None)
+@contextlib.contextmanager
+def _open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """UTF-8 text, unzipped if need be; what is wrong with it becomes an error that names the file."""
+    opened = gzip.open if file.suffix.lower() == ".gz" else open
+    try:
+        with opened(file, "rt", encoding="utf-8-sig", newline=newline) as stream:
+            yield stream
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file} cannot be unzipped, it is damaged or cut short: {error}") from None
 
 
 def _load_whole(file: Path) -> object:
@@ -188,15 +255,19 @@ def _load_whole(file: Path) -> object:
         try:
             return json.load(stream)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file} is not valid JSON (line {error.lineno}: {error.msg}): it is damaged or cut short") from None
+            raise _not_json(file, error.lineno, error.msg) from None
 
 
-def _check_object(row: object, where: str) -> dict:
+def _not_json(file: Path, line: int, what: str) -> UserError:
+    return UserError(f"{file} is not valid JSON (line {line}: {what}): it is damaged or cut short")
+
+
+def _object(row: object, where: str) -> dict | UserError:
     if not isinstance(row, dict):
-        raise UserError(f"{where} is a JSON {type(row).__name__}, an object with named columns is wanted")
+        return UserError(f"{where} is a JSON {type(row).__name__}, an object with named columns is wanted")
     return row
 
 
-READERS = {".parquet": _read_parquet, ".arrow": _read_arrow, ".csv": _read_csv, ".json": _read_json,
-           ".jsonl": _read_lines, ".txt": _read_text}
+_TEXT_READERS = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines, ".txt": _read_text}
+READERS = {".parquet": _read_parquet, ".arrow": _read_arrow, **_TEXT_READERS,
+           **{f"{ending}.gz": reader for ending, reader in _TEXT_READERS.items()}}

@@ -6,6 +6,8 @@ r"""The quickstart's generators and its report.
     python -m mindspeed_llm.tasks.quickstart report --save-dir quickstart --times quickstart/times.tsv \
         --pretrain-log ... --tune-log ... --before-log ... --after-log ... --generate-log ...
     python -m mindspeed_llm.tasks.quickstart compare --full-log ... --lora-log ... --within 0.05
+    python -m mindspeed_llm.tasks.quickstart make-pairs --save-dir quickstart/data
+    python -m mindspeed_llm.tasks.quickstart preferences --dpo-log ... --before-log ... --after-log ... --least-reward 0.9
 """
 
 import argparse
@@ -18,7 +20,7 @@ from mindspeed_llm.config.errors import UserError, run_main
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart {{make-data,make-model,report,compare}} --help)")
+        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart {{make-data,make-model,make-pairs,report,compare,preferences}} --help)")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -28,7 +30,9 @@ def _build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("make-data", allow_abbrev=False, help="write the invented world's texts and questions")
     model = commands.add_parser("make-model", allow_abbrev=False, help="write a tiny GLM4 in the ChatGLM layout; "
                                 "further flags are the model flags of pretrain_gpt.py")
-    for command in (data, model):
+    pairs = commands.add_parser("make-pairs", allow_abbrev=False, help="write pairs of a right and a wrong answer about the "
+                                "world of make-data as pairs.json")
+    for command in (data, model, pairs):
         command.add_argument("--save-dir", type=Path, required=True, help="directory to write")
         command.add_argument("--seed", type=int, default=1, help="decides names, texts and weights [1]")
         command.add_argument("--names-per-kind", type=int, default=30, help="a quarter of all names [30]")
@@ -49,6 +53,12 @@ def _build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--full-log", type=Path, required=True, help="log of the evaluation of the fully tuned model")
     compare.add_argument("--lora-log", type=Path, required=True, help="log of the evaluation with low-rank adapters")
     compare.add_argument("--within", type=float, help="fail when the adapters' accuracy is lower by more than this")
+    preferences = commands.add_parser("preferences", allow_abbrev=False, help="print what preference tuning reached")
+    for name, text in (("dpo-log", "log of preference tuning"), ("before-log", "log of the evaluation before it"),
+                       ("after-log", "log of the evaluation after it")):
+        preferences.add_argument(f"--{name}", type=Path, required=True, help=text)
+    preferences.add_argument("--least-reward", type=float, help="fail when the reward accuracy is below this")
+    preferences.add_argument("--within", type=float, help="fail when the accuracy of the evaluation is lower by more than this")
     return parser
 
 
@@ -79,6 +89,15 @@ def _make_model(options: argparse.Namespace, model_flags: list[str]) -> None:
           f"{model.padded_vocab_size} vocabulary rows in use, to {options.save_dir}")
 
 
+def _make_pairs(options: argparse.Namespace) -> None:
+    from mindspeed_llm.tasks.quickstart.corpora import write_pairs
+    from mindspeed_llm.tasks.quickstart.world import make_world
+
+    world = make_world(options.seed, options.names_per_kind, options.held_out_per_kind)
+    count = write_pairs(options.save_dir, world, options.seed)
+    print(f"wrote {count} pairs of answers about {len(world.tuned)} names to {options.save_dir}")
+
+
 def _report(options: argparse.Namespace) -> None:
     from mindspeed_llm.tasks.quickstart.report import check_accuracy, collect, summary_lines, write_report
 
@@ -99,6 +118,17 @@ def _compare(options: argparse.Namespace) -> None:
     check_adapters(full, adapters, options.within)
 
 
+def _preferences(options: argparse.Namespace) -> None:
+    from mindspeed_llm.tasks.quickstart.logs import read_accuracy, read_reward_accuracy
+    from mindspeed_llm.tasks.quickstart.report import check_preferences
+
+    reward = read_reward_accuracy(options.dpo_log)
+    before, after = read_accuracy(options.before_log), read_accuracy(options.after_log)
+    print(f"reward accuracy: {reward:.2f}\naccuracy before preference tuning: {before.share:.2f}\n"
+          f"accuracy after preference tuning: {after.share:.2f}")
+    check_preferences(reward, before, after, options.least_reward, options.within)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one sub-command. Raises UserError for a wrong command line."""
     options, rest = _build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
@@ -109,8 +139,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"unknown argument {rest[0]!r} of {options.command}: see --help")
     if options.command == "make-data":
         _make_data(options)
+    elif options.command == "make-pairs":
+        _make_pairs(options)
     elif options.command == "compare":
         _compare(options)
+    elif options.command == "preferences":
+        _preferences(options)
     else:
         _report(options)
 

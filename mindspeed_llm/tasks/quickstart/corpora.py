@@ -5,6 +5,7 @@
     <directory>/mmlu/dev/<subject>_dev.csv    five solved questions a subject, about tuned names
     <directory>/mmlu/test/<subject>_test.csv  questions about the held-out names
     <directory>/prompts.txt                beginnings of statements about held-out names, one per line, for generation
+    <directory>/pairs.json                 Alpaca rows {"instruction", "chosen", "rejected"} (`write_pairs`)
 
 The CSVs have the original MMLU layout: no header, question, four options, letter.
 """
@@ -38,6 +39,16 @@ def instruction_rows(world: World, seed: int) -> list[dict[str, str]]:
     rows = [{"instruction": format_prompt(item.subject, [], item.question, item.options), "input": "",
              "output": item.answer} for item in questions(world.tuned)]
     random.Random(f"instructions {seed}").shuffle(rows)
+    return rows
+
+
+def preference_rows(world: World, seed: int) -> list[dict[str, str]]:
+    """The instruction rows in another order as pairs: the right letter is chosen, a wrong one rejected."""
+    rng = random.Random(f"preferences {seed}")
+    rows = [{"instruction": row["instruction"], "chosen": row["output"],
+             "rejected": rng.choice([letter for letter in "ABCD" if letter != row["output"]])}
+            for row in instruction_rows(world, seed)]
+    rng.shuffle(rows)
     return rows
 
 
@@ -80,6 +91,14 @@ def write_corpora(directory: str | Path, world: World, seed: int, document_count
                        _csv([item for item in items if item.subject == subject.title]))
     write_text(directory / "prompts.txt", "".join(prompt + "\n" for prompt in generation_prompts(world)))
     return Counts(len(texts), len(rows), len(test))
+
+
+def write_pairs(directory: str | Path, world: World, seed: int) -> int:
+    """Writes `preference_rows` as pairs.json into `directory` (made when missing); returns how many there are."""
+    directory, rows = Path(directory), preference_rows(world, seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "pairs.json", json.dumps(rows, indent=1) + "\n")
+    return len(rows)
 
 
 def tokenizer_texts(world: World, seed: int) -> list[str]:

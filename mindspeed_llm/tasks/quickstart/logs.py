@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.report.logs import read_log
+from mindspeed_llm.report.logs import read_log, read_run
 
+REWARD_ITERATIONS = 10   # of preference tuning, of which the reward accuracy is the mean
 _ACCURACY = re.compile(r"mmlu acc = (\d+)/(\d+)=")
 
 
@@ -33,6 +34,19 @@ def read_accuracy(path: str | Path) -> Accuracy:
     if not matches or not int(matches[-1][1]):
         raise UserError(f"{path} has no line 'mmlu acc = ...': the evaluation did not get that far; read the log's end")
     return Accuracy(int(matches[-1][0]), int(matches[-1][1]))
+
+
+def read_reward_accuracy(path: str | Path) -> float:
+    """Share of the pairs with a higher reward for the chosen answer, over the last iterations of preference tuning.
+
+    Raises:
+        UserError: when the log has no such iterations.
+    """
+    _, shares = read_run(path).series("rewards/accuracies")
+    if not shares:
+        raise UserError(f"{path} has no field rewards/accuracies: it is no log of --stage dpo")
+    last = shares[-REWARD_ITERATIONS:]
+    return sum(last) / len(last)
 
 
 def read_times(path: str | Path) -> dict[str, float]:

@@ -133,6 +133,16 @@ def check_adapters(full: Accuracy, adapters: Accuracy, within: float | None) -> 
                         f"{full.share:.4f}: at most {within} less was expected; see the losses in tune_lora.log")
 
 
+def check_preferences(reward: float, before: Accuracy, after: Accuracy, least_reward: float | None,
+                      within: float | None) -> None:
+    """Raises UserError when preference tuning reached less than `least_reward`, or the evaluation lost more than `within`."""
+    if least_reward is not None and reward < least_reward:
+        raise UserError(f"reward accuracy is {reward:.4f}, at least {least_reward} was expected; see dpo.log")
+    if within is not None and after.share < before.share - within:
+        raise UserError(f"accuracy after preference tuning is {after.share:.4f}, before it was {before.share:.4f}: at most "
+                        f"{within} less was expected; see dpo.log")
+
+
 def _speed(iterations: list[Iteration]) -> str:
     speeds = [line.tokens_per_second for line in iterations if line.tokens_per_second is not None]
     return f", {sorted(speeds)[len(speeds) // 2]:.0f} tokens/s" if speeds else ""

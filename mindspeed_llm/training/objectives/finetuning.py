@@ -1,20 +1,19 @@
 """Supervised fine-tuning: predict the answers of conversations, and only these."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mindspore import Tensor
 
 from mindspeed_llm.config.configs import Configs
-from mindspeed_llm.config.parallel import ParallelConfig
-from mindspeed_llm.core.context_parallel.partition import pieces_of
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.data.batch import Dataset, build_train_valid_test
-from mindspeed_llm.training.objectives.objective import MicroBatch, Sample, token_batch, token_loss
+from mindspeed_llm.training.micro_batch import Sample
+from mindspeed_llm.training.objectives.objective import Objective, TokenBatch, length_multiple, token_batch, token_loss
+from mindspeed_llm.training.passes import Metrics
 
 
-class Finetuning:
+class Finetuning(Objective):
     """Samples are rows of instruction data, as long as they are or filled up with `pad_id`; packed rows hold several
     conversations that do not see each other.
     """
@@ -25,15 +24,15 @@ class Finetuning:
     def datasets(self, num_samples: tuple[int, int]) -> tuple[Dataset | None, Dataset | None]:
         """See `Objective`."""
         train, data = self._configs.train, self._configs.data
-        data = replace(data, pad_to_multiple_of=_length_multiple(data.pad_to_multiple_of, self._configs.parallel))
+        data = replace(data, pad_to_multiple_of=length_multiple(data.pad_to_multiple_of, self._configs.parallel))
         return build_train_valid_test(data, seq_length=train.seq_length, seed=train.seed, num_samples=(*num_samples, 0),
-                                      instruction=True, pad_id=self._pad_id)[:2]
+                                      kind="instruction", pad_id=self._pad_id)[:2]
 
-    def micro_batch(self, samples: Sequence[Sample]) -> MicroBatch:
+    def micro_batch(self, samples: Sequence[Sample]) -> TokenBatch:
         """See `Objective`."""
         return token_batch(samples, self._pad_id)
 
-    def loss(self, chunk: GPTModel, hidden: Tensor, micro: MicroBatch) -> Tensor:
+    def loss(self, chunk: GPTModel, hidden: Tensor, micro: TokenBatch) -> tuple[Tensor, Metrics]:
         """Mean cross entropy of the answers' tokens."""
         return token_loss(chunk, hidden, micro)
 
@@ -42,8 +41,3 @@ class Finetuning:
         learned = sample["loss_mask"].nonzero()[0]
         return sample["tokens"][:learned[0] + 1].tolist() if learned.size else []
 
-
-def _length_multiple(asked: int, parallel: ParallelConfig) -> int:
-    """What sequence lengths must be multiples of so that context and sequence parallelism can cut them evenly."""
-    pieces = pieces_of(parallel.context_parallel_size, parallel.context_parallel_algo)
-    return math.lcm(asked, pieces * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1))

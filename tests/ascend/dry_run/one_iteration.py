@@ -19,7 +19,7 @@ from mindspeed_llm.config.training import TrainConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.training import batches, loop
-from mindspeed_llm.training.objectives.objective import MicroBatch, Objective
+from mindspeed_llm.training.objectives.objective import Objective, TokenBatch
 
 
 class FullLength:
@@ -27,14 +27,17 @@ class FullLength:
 
     has_validation = False
 
-    def __init__(self, objective: Objective, train: TrainConfig, state: ParallelState, consumed_samples: int) -> None:
+    def __init__(self, objective: Objective, train: TrainConfig, state: ParallelState) -> None:
         self.objective = objective
         shape = (train.seq_length, train.micro_batch_size)
         ids = np.ones(shape, np.int32)
-        self.micro = MicroBatch(ids, ids, np.full(shape, 1 / ids.size, np.float32), None)
+        self.micro = TokenBatch(ids, ids, None, np.full(shape, 1 / ids.size, np.float32))
         self.count = train.num_microbatches(state.dp.size)
 
-    def training_step(self) -> list[MicroBatch]:
+    def go_on_after(self, consumed_samples: int) -> None:
+        """All micro-batches are alike."""
+
+    def training_step(self) -> list[TokenBatch]:
         """The micro-batches of an optimizer step."""
         return [self.micro] * self.count
 
