@@ -3,8 +3,8 @@
     python benchmarks/preference_run.py dpo_en_demo.json work --figure docs/images/dpo_curves.png
 
 Trains a tokenizer on the file's text, pre-trains a model of glm4-tiny's size on it (300 iterations), then runs
-dpo_glm4_9b_8k_ms.sh for 200 iterations with the pre-trained model as reference: 9 of 10 pairs for training, the rest for
-validation. What is done already in the work folder is not done again.
+dpo_glm4_9b_8k_ms.sh for 200 iterations with the pre-trained model as reference: 9 of 10 pairs for training, the rest
+for validation. What is done already in the work folder is not done again.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,10 +24,12 @@ from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chat
 from mindspeed_llm.report.logs import Run, find_runs  # noqa: E402
 
 SCRIPTS = ROOT / "examples" / "mindspore" / "glm4"
-LENGTH, RANKS = 512, 1500
-MODEL = f"--padded-vocab-size 1536 --max-position-embeddings {LENGTH} --seq-length {LENGTH} --eval-interval 20".split()
+LENGTH, PAIR_LENGTH, RANKS = 512, 256, 1500
+MEAN = 10   # iterations that a point of a curve is the mean of
+MODEL = f"--padded-vocab-size 1536 --max-position-embeddings {LENGTH} --seq-length {LENGTH} --eval-interval 100".split()
 PICTURES = (("lm loss", "preference loss"), ("rewards/accuracies", "reward accuracy"), ("rewards/chosen", "rewards"),
-            ("rewards/rejected", "rewards"), ("logps/chosen", "log-probabilities"), ("logps/rejected", "log-probabilities"))
+            ("rewards/rejected", "rewards"), ("logps/chosen", "log-probabilities"),
+            ("logps/rejected", "log-probabilities"))
 
 
 def prepare(pairs: list[dict], work: Path) -> None:
@@ -49,16 +52,16 @@ def tune(source: Path, work: Path) -> None:
     call(*python, "--input", work / "text.jsonl", "--output-prefix", work / "text", "--append-eod",
          "--tokenizer-name-or-path", tokenizer)
     call(*python, "--input", source, "--output-prefix", work / "pairs", "--tokenizer-name-or-path", tokenizer,
-         "--handler-name", "SharegptStylePairwiseHandler", "--prompt-type", "glm4", "--seq-length", LENGTH)
+         "--handler-name", "SharegptStylePairwiseHandler", "--prompt-type", "glm4", "--seq-length", PAIR_LENGTH)
     common = {"MODEL": "glm4-tiny", "DTYPE": "fp32", "TP": 1, "PP": 1, "NPUS_PER_NODE": 1, "TOKENIZER_PATH": tokenizer,
               "DEVICE_TARGET": "CPU"}
     call("bash", SCRIPTS / "pretrain_glm4_8k_ms.sh", *MODEL, "--train-iters", 300, "--global-batch-size", 8,
          "--micro-batch-size", 4, "--lr", "2e-3", "--min-lr", "2e-4", **common, CKPT_LOAD_DIR="",
          CKPT_SAVE_DIR=work / "pretrained", DATA_PATH=work / "text_text_document", LOG_ROOT=work / "logs")
-    call("bash", SCRIPTS / "dpo_glm4_9b_8k_ms.sh", *MODEL, "--train-iters", 200, "--global-batch-size", 8,
-         "--micro-batch-size", 4, "--lr", "1e-4", "--min-lr", "1e-5", "--recompute-num-layers", 1, "--split", "90,10,0",
-         "--eval-iters", 1, "--tensorboard-dir", work / "tensorboard", **common, CKPT_LOAD_DIR=work / "pretrained",
-         CKPT_SAVE_DIR=work / "tuned", DATA_PATH=work / "pairs", LOG_ROOT=work / "logs")
+    call("bash", SCRIPTS / "dpo_glm4_9b_8k_ms.sh", *MODEL, "--seq-length", PAIR_LENGTH, "--train-iters", 200,
+         "--global-batch-size", 4, "--micro-batch-size", 4, "--lr", "2e-4", "--min-lr", "2e-5",
+         "--recompute-num-layers", 1, "--split", "90,10,0", "--eval-iters", 4, "--tensorboard-dir", work / "tensorboard",
+         **common, CKPT_LOAD_DIR=work / "pretrained", CKPT_SAVE_DIR=work / "tuned", DATA_PATH=work / "pairs", LOG_ROOT=work / "logs")
 
 
 def draw(run: Run, figure: Path) -> None:
@@ -70,8 +73,9 @@ def draw(run: Run, figure: Path) -> None:
     _, axes = pyplot.subplots(1, len(titles), figsize=(16, 3.6), layout="constrained")
     for name, title in PICTURES:
         axis = axes[titles.index(title)]
-        axis.plot(*run.series(name), label=name)
-        axis.set(title=title, xlabel="iteration")
+        numbers, values = run.series(name)
+        axis.plot(numbers[MEAN - 1:], np.convolve(values, np.full(MEAN, 1 / MEAN), "valid"), label=name)
+        axis.set(title=f"{title}, mean of {MEAN}", xlabel="iteration")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ class PreferenceConfig:
         kind.choice("sigmoid", "hinge", "ipo", *REFERENCE_FREE), TRAIN, "loss of a pair: sigmoid is DPO's own; simpo "
         "and orpo need no reference model"))
     dpo_beta: float = option(0.1, Flag(
-        kind.number(above=0.0), TRAIN, "how strongly rewards weigh differences of log-probabilities; for orpo the weight "
-        "of the odds ratio"))
+        kind.number(above=0.0), TRAIN, "how strongly rewards weigh differences of log-probabilities; for orpo the "
+        "weight of the odds ratio"))
     dpo_label_smoothing: float = option(0.0, Flag(
         kind.number(low=0.0, below=0.5), TRAIN, "share of pairs taken to be the wrong way round (--dpo-loss-type "
         "sigmoid)"))

@@ -18,7 +18,8 @@ class PairedRows:
     """The four documents `<prefix>_packed_{chosen,rejected}_{input_ids,labels}_document`, read side by side.
 
     Attributes:
-        reference: fp32[rows, 2], log-probabilities of the chosen and the rejected answers under a reference model, or None.
+        reference: fp32[rows, 2], log-probabilities of the chosen and the rejected answers under a reference model, or
+            None.
 
     Raises:
         FileNotFoundError, UserError: the data are no pairs, a file is missing or damaged, or they differ in their rows.
@@ -71,8 +72,8 @@ class PairwiseDataset:
         """One pair.
 
         Returns:
-            `chosen_tokens`, `chosen_labels` int64[L] and `rejected_tokens`, `rejected_labels` int64[M]: labels[i] belongs
-            after tokens[i] and is -100 outside the answer. If the rows have it, also `reference` fp32[2].
+            `chosen_tokens`, `chosen_labels` int64[L] and `rejected_tokens`, `rejected_labels` int64[M]: labels[i]
+            belongs after tokens[i] and is -100 outside the answer. If the rows have it, also `reference` fp32[2].
 
         Raises:
             UserError: nothing is left of an answer within `seq_length`.

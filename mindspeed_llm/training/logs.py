@@ -32,7 +32,7 @@ class IterationRecord:
     flops: tuple[float, float] | None = None
 
     def line(self) -> str:
-        """The log line: Megatron's fields to the letter, then throughput and memory, then what the objective reports."""
+        """The log line: Megatron's fields to the letter, then throughput and memory, the objective's metrics."""
         per_rank, share = "", ""
         if self.flops is not None:
             done, limit = self.flops

@@ -124,8 +124,8 @@ class Trainer:
 
     def _passes(self, micro_batches: list[MicroBatch], dropout_key: str | None = None) -> LossPasses:
         objective = self.batches.objective
-        return LossPasses(objective.loss, objective.metrics, self.chunks, objective.prepared(micro_batches, self.chunks),
-                          dropout_key)
+        prepared = objective.prepared(micro_batches, self.chunks)
+        return LossPasses(objective.loss, objective.metrics, self.chunks, prepared, dropout_key)
 
     def _account(self, loss: float, result: StepResult) -> None:
         bad = not (math.isfinite(loss) and result.updated)

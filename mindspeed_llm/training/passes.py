@@ -29,7 +29,8 @@ def stage_programs(output: Output, chunks: list[GPTModel], micro_batches: Sequen
     return [_program(output, chunk, micro_batches, adapters) for chunk in chunks]
 
 
-def _program(output: Output, chunk: GPTModel, micro_batches: Sequence[MicroBatch], adapters: AdapterUse) -> StageProgram:
+def _program(output: Output, chunk: GPTModel, micro_batches: Sequence[MicroBatch],
+             adapters: AdapterUse) -> StageProgram:
     state = chunk.state
 
     def forward(number: int, received: Tensor | None) -> Tensor:

@@ -58,8 +58,8 @@ def open_reference(configs: Configs) -> Checkpoint:
         raise UserError(f"--ref-model {directory} holds no checkpoint: name the directory with "
                         "latest_checkpointed_iteration.txt, usually that of --load")
     if directory and source.lora is not None:
-        raise UserError(f"--ref-model {directory} holds adapters: a reference model has none; leave the flag out to compare "
-                        "with the base of the trained adapters, or merge them with convert_ckpt.py --lora-load")
+        raise UserError(f"--ref-model {directory} holds adapters: a reference model has none; leave the flag out to "
+                        "compare with the base of the trained adapters, or merge them with convert_ckpt.py --lora-load")
     return source
 
 
@@ -69,7 +69,7 @@ def reference_config(configs: Configs, stored: ModelConfig) -> ModelConfig:
     for name in SHAPE_FIELDS:
         ours, theirs = getattr(configs.model, name), getattr(stored, name)
         if ours != theirs:
-            raise UserError(f"--ref-model {directory} has {flag_name(name)} {theirs}, the model that is trained has {ours}: "
-                            "a reference model has the shape and vocabulary of the trained one, usually it is the "
-                            "checkpoint of --load")
+            raise UserError(f"--ref-model {directory} has {flag_name(name)} {theirs}, the model that is trained has "
+                            f"{ours}: a reference model has the shape and vocabulary of the trained one, usually it is "
+                            "the checkpoint of --load")
     return merge_model(configs.stated_model, stored, directory)[0]

@@ -1,8 +1,8 @@
 """What the reference model says of pairs, computed once (`--precompute-ref`) and kept in a file beside the data.
 
-The file's name carries a key of everything that the numbers come from: the data, the reference model's weights and shape,
-the tokenizer, the sequence length and the dtype. So other data or another model have another file, and a file that is there
-is right. It may hold only some of the pairs, as after a kill: the others are computed then.
+The file's name carries a key of everything that the numbers come from: the data, the reference model's weights and
+shape, the tokenizer, the sequence length and the dtype. So other data or another model have another file, and a file
+that is there is right. It may hold only some of the pairs, as after a kill: the others are computed then.
 """
 
 import hashlib
@@ -67,8 +67,8 @@ class ReferenceLogps:
                 _write(path, logps)
                 saved = time.monotonic()
         if path:
-            print(f"log-probabilities of the reference model: {used.size - missing.size} pairs from {path}, {missing.size} "
-                  f"computed in {time.monotonic() - started:.1f} s", flush=True)
+            print(f"log-probabilities of the reference model: {used.size - missing.size} pairs from {path}, "
+                  f"{missing.size} computed in {time.monotonic() - started:.1f} s", flush=True)
         return logps
 
     def _groups(self, missing: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -78,7 +78,8 @@ class ReferenceLogps:
         """
         train, state = self._configs.train, self._state
         size = train.micro_batch_size * state.dp.size * 4 * state.pp.size
-        return [(min(start + size, missing.size), missing[start:start + size]) for start in range(0, missing.size, size)]
+        return [(min(start + size, missing.size), missing[start:start + size])
+                for start in range(0, missing.size, size)]
 
     def _computed(self, samples: list[Sample], compute: Compute) -> np.ndarray:
         """fp32 `(n, 2)` of pairs that the replicas share, on every rank."""
@@ -100,7 +101,8 @@ class ReferenceLogps:
         with open_reference(configs) as source:
             model = reference_config(configs, source.model_config)
             names = [spec.name for spec in model_specs(model, source.noop_layers)]
-            described = {"weights": source.fingerprint(names), "model": asdict(model), "noop_layers": source.noop_layers, "seq_length": configs.train.seq_length,
+            described = {"weights": source.fingerprint(names), "model": asdict(model),
+                         "noop_layers": source.noop_layers, "seq_length": configs.train.seq_length,
                          "dtype": configs.train.params_dtype}
         digest.update(json.dumps(described, sort_keys=True).encode())
         place = Path(configs.data.tokenizer_name_or_path)

@@ -97,12 +97,14 @@ def test_save_interval_without_save_is_noted():
 
 
 @pytest.mark.parametrize("flags, ignored", [
-    ("--dpo-beta 0.2 --ref-model r", {"--dpo-beta": "only --stage dpo has it", "--ref-model": "only --stage dpo has it"}),
+    ("--dpo-beta 0.2 --ref-model r", dict.fromkeys(("--dpo-beta", "--ref-model"), "only --stage dpo has it")),
     ("--stage dpo --is-pairwise-dataset --ref-model r", {}),
     ("--stage dpo --is-pairwise-dataset --is-instruction-dataset --dpo-loss-type orpo --ref-model r "
      "--dpo-label-smoothing 0.1 --gamma-beta-ratio 1",
-     {"--ref-model": "--dpo-loss-type orpo has no reference model", "--dpo-label-smoothing": "--dpo-loss-type orpo has none",
-      "--gamma-beta-ratio": "--dpo-loss-type orpo has no target margin", "--is-instruction-dataset": "--stage dpo reads pairs"}),
+     {"--ref-model": "--dpo-loss-type orpo has no reference model",
+      "--dpo-label-smoothing": "--dpo-loss-type orpo has none",
+      "--gamma-beta-ratio": "--dpo-loss-type orpo has no target margin",
+      "--is-instruction-dataset": "--stage dpo reads pairs"}),
 ])
 def test_preference_flags_without_effect_are_noted(flags, ignored):
     notes = parse("pretrain", argv(BASE["pretrain"]) + argv(flags)).notes
@@ -140,7 +142,7 @@ ERRORS = [
     ("pretrain", "--stage dpo --is-pairwise-dataset", "--ref-model must be given: --dpo-loss-type sigmoid compares"),
     ("pretrain", "--dpo-loss-type kto", "--dpo-loss-type (kto) must be sigmoid"),
     ("pretrain", "--dpo-beta 0", "--dpo-beta (0) must be a number above 0"),
-    ("pretrain", "--dpo-label-smoothing 0.5", "--dpo-label-smoothing (0.5) must be a number at least 0.0 and below 0.5"),
+    ("pretrain", "--dpo-label-smoothing 0.5", "(0.5) must be a number at least 0.0 and below 0.5"),
     ("pretrain", "--stage sft", "add --is-instruction-dataset"),
     ("pretrain", "--tokenizer-type Llama", "--tokenizer-type (Llama) must be PretrainedFromHF"),
     ("pretrain", "--ai-framework pytorch", "--ai-framework (pytorch) must be mindspore"),

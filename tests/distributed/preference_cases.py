@@ -1,4 +1,4 @@
-"""Cases of a RankPool for test_preference_parity.py: preference tuning under a parallel layout, with and without bugs."""
+"""Cases of a RankPool for test_preference_parity.py: preference tuning under parallel layouts, also with bugs."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +28,8 @@ class _OwnGradient(sums._SumOverParts):
 
 BUGS = {"log-probabilities not summed over the parts of a sequence":
         lambda: patch.object(preference, "sum_over_parts", _own_part),
-        "every part has the gradient of its own share of the loss": lambda: patch.object(sums, "_SumOverParts", _OwnGradient),
+        "every part has the gradient of its own share of the loss":
+        lambda: patch.object(sums, "_SumOverParts", _OwnGradient),
         "metrics not shared among the parts": lambda: patch.object(
             preference, "pair_metrics", lambda config, scores, logps, honest=preference.pair_metrics: {
                 name: 2 * value for name, value in honest(config, scores, logps).items()})}

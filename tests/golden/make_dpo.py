@@ -3,11 +3,12 @@
     pip install torch==2.13.0 transformers==5.23 'numpy<2' && PYTHONPATH=tests/golden python tests/golden/make_dpo.py
 
 The formulas are the papers': DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), its label smoothing (Mitchell 2023,
-"A note on DPO with noisy preferences"), hinge (Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, on DPO's rewards), IPO (Azar
-et al. 2023, arXiv:2310.12036, eq. 17, on mean log-probabilities), SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6), ORPO
-(Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7). Every sequence is run by itself, so that nothing depends on padding or
-packing. Stored: shape, tokens, labels and lengths of the pairs (chosen answers first), weights of the trained and of the
-reference model in Megatron's names, and per case the settings, the loss, what is reported, and every gradient. fp32.
+"A note on DPO with noisy preferences"), hinge (Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, on DPO's rewards), IPO
+(Azar et al. 2023, arXiv:2310.12036, eq. 17, on mean log-probabilities), SimPO (Meng et al. 2024, arXiv:2405.14734,
+eq. 6), ORPO (Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7). Every sequence is run by itself, so that nothing depends
+on padding or packing. Stored: shape, tokens (`ids`), labels and lengths of the pairs (chosen answers first), weights of
+the trained and of the reference model in Megatron's names, and per case the settings, the loss, what is reported, and
+every gradient. fp32.
 """
 
 import json
@@ -55,8 +56,8 @@ def logps(model: torch.nn.Module, tokens: np.ndarray, labels: np.ndarray, length
     return torch.stack(sums)
 
 
-def preference(case: str, policy: torch.Tensor, reference: torch.Tensor, sizes: torch.Tensor, label_smoothing: float = 0.0,
-               pref_ftx: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def preference(case: str, policy: torch.Tensor, reference: torch.Tensor, sizes: torch.Tensor,
+               label_smoothing: float = 0.0, pref_ftx: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and what is reported, from log-probabilities of sequences and the numbers of their answers' tokens."""
     means = policy / sizes
     (nll, _), weight = (-means).chunk(2), pref_ftx

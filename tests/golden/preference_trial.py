@@ -63,8 +63,8 @@ class PreferenceTrial(Trial):
         return pairs
 
     def measure(self) -> dict[str, float]:
-        """Largest errors, as this rank sees them: of the loss and what is reported (absolute below 1, else relative), and
-        of the gradients, relative to the whole tensor's L2 norm.
+        """Largest errors, as this rank sees them: of the loss and what is reported (absolute below 1, else relative),
+        and of the gradients, relative to the whole tensor's L2 norm.
         """
         self.load()
         loss, metrics = self.step_means()

@@ -61,7 +61,8 @@ class Trial:
         if len(mine) % micro_batch:
             raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
         self.objective = self.make_objective()
-        made = [self.objective.micro_batch(mine[start:start + micro_batch]) for start in range(0, len(mine), micro_batch)]
+        made = [self.objective.micro_batch(mine[start:start + micro_batch])
+                for start in range(0, len(mine), micro_batch)]
         self.micro_batches = self.objective.prepared(made, self.chunks)
         self.microbatches = len(self.micro_batches)
         self.grad_scale = 1 / (self.microbatches * self.state.dp.size * loss_scale)
@@ -101,7 +102,8 @@ class Trial:
     def step_means(self) -> tuple[float, dict[str, float]]:
         """`forward_backward` that also returns what the objective reports."""
         passes = self.passes()
-        losses = forward_backward(passes.programs, self.microbatches, self.state.pp, Tensor(np.float32(self.loss_scale)))
+        seed = Tensor(np.float32(self.loss_scale))
+        losses = forward_backward(passes.programs, self.microbatches, self.state.pp, seed)
         return passes.means(losses, self.state)
 
     def passes(self) -> LossPasses:

@@ -52,7 +52,8 @@ def test_pairs_and_what_tuning_on_them_reached(tmp_path, capsys):
     pairs, rows = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("pairs", "instructions"))
     right = {row["instruction"]: row["output"] for row in rows}
     assert len(pairs) == len(rows) == 576
-    assert all(pair["chosen"] == right[pair["instruction"]] != pair["rejected"] and pair["rejected"] in "ABCD" for pair in pairs)
+    assert all(pair["chosen"] == right[pair["instruction"]] != pair["rejected"] for pair in pairs)
+    assert {pair["rejected"] for pair in pairs} == set("ABCD")
     capsys.readouterr()
 
     def log(name, text):
@@ -61,9 +62,9 @@ def test_pairs_and_what_tuning_on_them_reached(tmp_path, capsys):
 
     share = [0.1, *[0.95] * 10]
     dpo = log("dpo.log", "".join(
-        f" [2026-11-25 02:00:00] iteration {number:8d}/      11 | lm loss: 6.0E-01 | rewards/accuracies: {value:.6E} |\n"
+        f" [2026-11-25 02:00:00] iteration {number:8d}/      11 | lm loss: 0.6 | rewards/accuracies: {value:.6E} |\n"
         for number, value in enumerate(share, start=1)))
-    before, after = (log(name, f"INFO:x:mmlu acc = {right}/40={right / 40}\n") for name, right in (("a", 36), ("b", 35)))
+    before, after = (log(f"{right}.log", f"INFO:x:mmlu acc = {right}/40={right / 40}\n") for right in (36, 35))
     flags = ["preferences", "--dpo-log", dpo, "--before-log", before, "--after-log", after]
     main([*flags, "--least-reward", "0.9", "--within", "0.05"])
     assert capsys.readouterr().out == ("reward accuracy: 0.95\naccuracy before preference tuning: 0.90\n"
@@ -73,8 +74,8 @@ def test_pairs_and_what_tuning_on_them_reached(tmp_path, capsys):
     with pytest.raises(UserError, match="after preference tuning is 0.8750, before it was 0.9000: at most 0.0 less"):
         main([*flags, "--within", "0"])
     with pytest.raises(UserError, match="no field rewards/accuracies"):
-        main(["preferences", "--dpo-log", log("c", " [2026-11-25 02:00:00] iteration        1/       1 | lm loss: 1.0 |\n"),
-              "--before-log", before, "--after-log", after])
+        sft = log("sft.log", " [2026-11-25 02:00:00] iteration        1/       1 | lm loss: 1.0 |\n")
+        main(["preferences", "--dpo-log", sft, "--before-log", before, "--after-log", after])
 
 
 @pytest.mark.parametrize("argv, message", [

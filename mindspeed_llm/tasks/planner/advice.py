@@ -26,8 +26,9 @@ def peak(job: Job) -> int:
 def smallest_change(job: Job, limit: int) -> Change | None:
     """The first change that brings every rank to at most `limit` bytes, or None.
 
-    Order: a reference model that is not kept in memory, recomputation of as few layers as it takes, then more tensor, pipeline or context parallelism, then a smaller
-    micro-batch, each alone; then these with all layers recomputed; then two and three of them together.
+    Order: a reference model that is not kept in memory, recomputation of as few layers as it takes, then more tensor,
+    pipeline or context parallelism, then a smaller micro-batch, each alone; then these with all layers recomputed; then
+    two and three of them together.
     """
     for change in candidates(job):
         if peak(change.job) <= limit:

@@ -22,9 +22,10 @@ _ADAM_TEMPORARIES = 4           # fp32 copies of the largest piece that AdamW ma
 class StageMemory:
     """Bytes on each rank of a pipeline stage.
 
-    parameters, reference (those of a second model, which is not trained), gradients (fp32 main_grad), optimizer (fp32 master and two moments): what the names say, once. activations: peak of a step's forward and backward
-    passes. step: what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give
-    them back, beside them. overhead: buffers of communication and kernels, and the process itself.
+    parameters, reference (those of a second model, which is not trained), gradients (fp32 main_grad), optimizer (fp32
+    master and two moments): what the names say, once. activations: peak of a step's forward and backward passes. step:
+    what the optimizer step needs when the activations are gone, or, on CPU, where the pool does not give them back,
+    beside them. overhead: buffers of communication and kernels, and the process itself.
     """
 
     stage: int

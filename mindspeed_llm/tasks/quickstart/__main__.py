@@ -7,7 +7,7 @@ r"""The quickstart's generators and its report.
         --pretrain-log ... --tune-log ... --before-log ... --after-log ... --generate-log ...
     python -m mindspeed_llm.tasks.quickstart compare --full-log ... --lora-log ... --within 0.05
     python -m mindspeed_llm.tasks.quickstart make-pairs --save-dir quickstart/data
-    python -m mindspeed_llm.tasks.quickstart preferences --dpo-log ... --before-log ... --after-log ... --least-reward 0.9
+    python -m mindspeed_llm.tasks.quickstart preferences --dpo-log ... --before-log ... --after-log ...
 """
 
 import argparse
@@ -20,7 +20,8 @@ from mindspeed_llm.config.errors import UserError, run_main
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart {{make-data,make-model,make-pairs,report,compare,preferences}} --help)")
+        raise UserError(f"{message} (python -m mindspeed_llm.tasks.quickstart "
+                        "{make-data,make-model,make-pairs,report,compare,preferences} --help)")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -30,8 +31,8 @@ def _build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("make-data", allow_abbrev=False, help="write the invented world's texts and questions")
     model = commands.add_parser("make-model", allow_abbrev=False, help="write a tiny GLM4 in the ChatGLM layout; "
                                 "further flags are the model flags of pretrain_gpt.py")
-    pairs = commands.add_parser("make-pairs", allow_abbrev=False, help="write pairs of a right and a wrong answer about the "
-                                "world of make-data as pairs.json")
+    pairs = commands.add_parser("make-pairs", allow_abbrev=False, help="write pairs of a right and a wrong answer "
+                                "about the world of make-data as pairs.json")
     for command in (data, model, pairs):
         command.add_argument("--save-dir", type=Path, required=True, help="directory to write")
         command.add_argument("--seed", type=int, default=1, help="decides names, texts and weights [1]")
@@ -58,7 +59,7 @@ def _build_parser() -> argparse.ArgumentParser:
                        ("after-log", "log of the evaluation after it")):
         preferences.add_argument(f"--{name}", type=Path, required=True, help=text)
     preferences.add_argument("--least-reward", type=float, help="fail when the reward accuracy is below this")
-    preferences.add_argument("--within", type=float, help="fail when the accuracy of the evaluation is lower by more than this")
+    preferences.add_argument("--within", type=float, help="fail when the evaluation lost more accuracy than this")
     return parser
 
 

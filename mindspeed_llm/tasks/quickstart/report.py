@@ -135,12 +135,14 @@ def check_adapters(full: Accuracy, adapters: Accuracy, within: float | None) -> 
 
 def check_preferences(reward: float, before: Accuracy, after: Accuracy, least_reward: float | None,
                       within: float | None) -> None:
-    """Raises UserError when preference tuning reached less than `least_reward`, or the evaluation lost more than `within`."""
+    """Raises UserError when preference tuning reached less than `least_reward`, or the evaluation lost more than
+    `within`.
+    """
     if least_reward is not None and reward < least_reward:
         raise UserError(f"reward accuracy is {reward:.4f}, at least {least_reward} was expected; see dpo.log")
     if within is not None and after.share < before.share - within:
-        raise UserError(f"accuracy after preference tuning is {after.share:.4f}, before it was {before.share:.4f}: at most "
-                        f"{within} less was expected; see dpo.log")
+        raise UserError(f"accuracy after preference tuning is {after.share:.4f}, before it was {before.share:.4f}: at "
+                        f"most {within} less was expected; see dpo.log")
 
 
 def _speed(iterations: list[Iteration]) -> str:

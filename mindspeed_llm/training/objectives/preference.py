@@ -39,8 +39,8 @@ class Preference(Objective):
     """Samples are pairs. Both sequences of all pairs of a micro-batch are one packed row, in which they do not see each
     other: one pass gives all log-probabilities, and answers of different lengths cost no padding between them.
 
-    `reference` is the model that the loss compares with, None: the trained model without its adapters. `logps` take the place
-    of either: log-probabilities of all pairs, computed once. `pad_id` fills the row up: to a multiple of
+    `reference` is the model that the loss compares with, None: the trained model without its adapters. `logps` take the
+    place of either: log-probabilities of all pairs, computed once. `pad_id` fills the row up: to a multiple of
     --pad-to-multiple-of under --no-pad-to-seq-lengths, else to two sequences of --seq-length per pair.
     """
 

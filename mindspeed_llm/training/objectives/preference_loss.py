@@ -66,8 +66,8 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _sigmoid(config: PreferenceConfig, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Rafailov et al., "Direct Preference Optimization", 2023 (arXiv:2305.18290), eq. 7. Label smoothing: Mitchell, "A note
-    on DPO with noisy preferences", 2023.
+    """Rafailov et al., "Direct Preference Optimization", 2023 (arXiv:2305.18290), eq. 7. Label smoothing: Mitchell, "A
+    note on DPO with noisy preferences", 2023.
     """
     margins, smoothing = config.dpo_beta * (chosen - rejected), config.dpo_label_smoothing
     losses = softplus(-margins)
