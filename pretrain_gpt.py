@@ -24,11 +24,17 @@ def main() -> None:
     """Parse the command line and train, or with --dry-run say what training would take."""
     configs = parse("pretrain", sys.argv[1:], vocab_size_of)
     if configs.train.dry_run:
-        from mindspeed_llm.tasks.planner import run
-    else:
-        from mindspeed_llm.training import run
+        from mindspeed_llm.tasks.planner import run as plan
 
-    run(configs)
+        plan(configs)
+        return
+    from mindspeed_llm.training import run
+
+    benchmark_of = None
+    if configs.train.eval_task is not None:
+        from mindspeed_llm.tasks.evaluation.while_training import TrainingBenchmark as benchmark_of
+
+    run(configs, benchmark_of)
 
 
 if __name__ == "__main__":

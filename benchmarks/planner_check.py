@@ -39,7 +39,7 @@ SETTINGS = {
     "uniform": (1, 2048, f"{DEEP} {FULL} uniform --recompute-num-layers 1 --global-batch-size 2"),
     "block": (1, 2048, f"{DEEP} {FULL} block --recompute-num-layers 4 --global-batch-size 1"),
     "lora-fp32": (1, 2048, f"{DEEP} {LORA} --global-batch-size 1"),
-    "lora-bf16-uniform": (1, 2048, f"{DEEP} {LORA} --bf16 {FULL} uniform --recompute-num-layers 1 --global-batch-size 2"),
+    "lora-bf16": (1, 2048, f"{DEEP} {LORA} --bf16 --global-batch-size 2 --micro-batch-size 2"),
     "tp2": (2, 2048, f"{DEEP} --tensor-model-parallel-size 2 --sequence-parallel --global-batch-size 1"),
     "tp2-plain": (2, 1024, f"{WIDE} --bf16 --tensor-model-parallel-size 2 --global-batch-size 1"),
     "pp2": (2, 1024, f"{DEEP} --pipeline-model-parallel-size 2 --global-batch-size 4"),

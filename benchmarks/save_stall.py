@@ -2,9 +2,9 @@
 
     python benchmarks/save_stall.py [--layers 4] [--hidden 1024] [--repeats 5]
 
-One process with a GLM of random weights and its AdamW state. "async" is what `Saver.save` takes before training goes on,
-"copy" the time of `numpy.copyto` for the same arrays into memory that was used before, "sync" a save that training waits
-for. Every background write is finished before the next measurement.
+One process with a GLM of random weights and its AdamW state. "async" is what `Saver.save` takes before training goes
+on, "copy" the time of `numpy.copyto` for the same arrays into memory that was used before, "sync" a save that training
+waits for. Every background write is finished before the next measurement.
 """
 
 import argparse

@@ -26,8 +26,8 @@ SOURCED = {"common.sh", "model_args.sh", "train_args.sh", "inference_args.sh"}
 NO_JOBS = SOURCED | {"setup_env.sh", "quickstart.sh", "quickstart_posttrain.sh"}
 JOBS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in NO_JOBS)
 OPENING = ["bash examples/mindspore/glm4/quickstart.sh", "bash tests/run.sh"]
-OTHER_FLAGS = {"--help", "--full", "--worker_num", "--local_worker_num", "--join", "--watch"}  # of argparse, tests/run.sh,
-# msrun, the report
+OTHER_FLAGS = {"--help", "--full", "--worker_num", "--local_worker_num", "--join", "--watch",  # of argparse, tests/run.sh,
+               "--model", "--model_args", "--tasks", "--batch_size", "--agreement"}  # msrun, the report; the harness
 MADE_BY_SCRIPTS = {"activate", "set_env.sh", "posttrain_gpt.py"}  # of .venv, of CANN, a link that setup_env.sh makes
 
 

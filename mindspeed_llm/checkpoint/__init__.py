@@ -5,7 +5,8 @@ from mindspeed_llm.checkpoint.dtypes import LazyTensor, StoredTensor
 from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
 from mindspeed_llm.checkpoint.save import (OptimizerShard, SaveInfo, begin_save, commit_save, remove_old,
                                            staging_directory, write_model_file, write_optimizer_file)
+from mindspeed_llm.checkpoint.source import WeightSource
 
-__all__ = ["Checkpoint", "LazyTensor", "OptimizerShard", "SaveInfo", "StoredTensor", "begin_save", "commit_save",
-           "find_adapters", "open_checkpoint", "remove_old", "staging_directory", "write_model_file",
+__all__ = ["Checkpoint", "LazyTensor", "OptimizerShard", "SaveInfo", "StoredTensor", "WeightSource", "begin_save",
+           "commit_save", "find_adapters", "open_checkpoint", "remove_old", "staging_directory", "write_model_file",
            "write_optimizer_file"]

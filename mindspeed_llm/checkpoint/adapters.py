@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from mindspeed_llm.checkpoint.load import Checkpoint, open_checkpoint
+from mindspeed_llm.checkpoint.source import WeightSource
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS
 from mindspeed_llm.config.option import flag_name
 
 
-def find_adapters(lora_load: str | None, base: Checkpoint | None, source: str, flag: str = "--load") -> Checkpoint | None:
+def find_adapters(lora_load: str | None, base: WeightSource | None, source: str,
+                  flag: str = "--load") -> Checkpoint | None:
     """The checkpoint that holds the adapters of a job: that of --lora-load, else `base`, if it has any.
 
     `source` is how the user gave the base (with `flag`). Raises UserError or FileNotFoundError where --lora-load holds none
@@ -40,7 +42,7 @@ def _open(lora_load: str) -> Checkpoint:
     return found
 
 
-def _require_same_model(adapters: Checkpoint, base: Checkpoint, source: str) -> None:
+def _require_same_model(adapters: Checkpoint, base: WeightSource, source: str) -> None:
     """Raise UserError unless the base is of the shape of the model which the adapters were trained on."""
     pairs = [(flag_name(name), *(getattr(of.model_config, name) for of in (adapters, base))) for name in SHAPE_FIELDS]
     pairs.append(("--noop-layers", adapters.noop_layers, base.noop_layers))

@@ -4,7 +4,7 @@ Tags are the project's: fp32, bf16, fp16. A bf16 tensor is an array of uint16 th
 bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,13 @@ _CHUNK = 1 << 22  # elements cast at a time: bounds the temporaries of a cast
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor known by tag and shape whose array is made by `load()` only when it is written."""
+    """A tensor known by tag and shape whose elements are made only when they are written: `parts()` gives arrays that,
+    one after the other, hold them in C order.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
+    parts: Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class StoredTensor:
         """Shape of the array."""
         return self.array.shape
 
-    def load(self) -> np.ndarray:
+    def parts(self) -> Iterable[np.ndarray]:
         """The array (so that eager and lazy tensors are written alike)."""
-        return self.array
+        return (self.array,)
 
     def to(self, dtype: str) -> "StoredTensor":
         """The tensor in another dtype (itself when it has it already)."""

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,20 +168,28 @@ class SafetensorsWriter:
 
     def write(self, array: np.ndarray) -> int:
         """Append the next tensor's elements (any shape with the right bytes, C order); returns their CRC-32."""
+        return self.write_parts((array,))
+
+    def write_parts(self, arrays: Iterable[np.ndarray]) -> int:
+        """The same for elements that come in several arrays, which need not be in memory together."""
         name, dtype, shape = self._entries[self._next]
-        if array.nbytes != _nbytes(dtype, shape) or array.dtype.itemsize != _BYTES[dtype]:
-            raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, got {array.dtype} "
-                             f"{list(array.shape)}")
+        checksum, missing = 0, _nbytes(dtype, shape)
+        for array in arrays:
+            missing -= array.nbytes
+            if missing < 0 or array.dtype.itemsize != _BYTES[dtype]:
+                raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, got {array.dtype} "
+                                 f"{list(array.shape)}")
+            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            for start in range(0, len(data), _CHUNK):
+                part = data[start:start + _CHUNK]
+                checksum = zlib.crc32(part, checksum)
+                try:
+                    self._file.write(part)
+                except OSError as error:
+                    raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        if missing:
+            raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, {missing} bytes are missing")
         self._next += 1
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        checksum = 0
-        for start in range(0, len(data), _CHUNK):
-            part = data[start:start + _CHUNK]
-            checksum = zlib.crc32(part, checksum)
-            try:
-                self._file.write(part)
-            except OSError as error:
-                raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         return checksum
 
     def __enter__(self) -> "SafetensorsWriter":

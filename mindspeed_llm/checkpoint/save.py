@@ -117,7 +117,7 @@ def write_model_file(staging: Path, tensors: Sequence[tuple[TensorSpec, StoredTe
     with SafetensorsWriter(staging / relative, heads, {"format": "np"}) as writer:
         for spec, tensor in tensors:
             entry = _shard_entry(spec, tp_rank, tp_size, tensor.dtype)
-            entry["crc32"] = writer.write(tensor.load())
+            entry["crc32"] = writer.write_parts(tensor.parts())
             described[spec.name] = entry
     return _leave_entry(staging, relative, {"kind": "model", "bytes": writer.size, "tensors": described})
 

@@ -14,7 +14,8 @@ from mindspeed_llm.config.shape import VocabSize, build_model, stated_model
 from mindspeed_llm.config.validation import check, check_given, notes_on
 
 PARTS = {"convert": ("convert",), "preprocess": ("data",),
-         "pretrain": ("parallel", "optimizer", "lora", "train", "data", "preference", "checkpoint", "profile"),
+         "pretrain": ("parallel", "optimizer", "lora", "train", "data", "preference", "checkpoint", "profile",
+                      "evaluation"),
          "inference": ("parallel", "lora", "train", "data", "checkpoint", "inference", "serve"),
          "evaluation": ("parallel", "lora", "train", "data", "checkpoint", "evaluation")}
 

@@ -8,6 +8,9 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.option import CONVERT, EVALUATION, INFERENCE, MODEL, PREPROCESS, RUN, TRAIN, Flag, option
 
 
+BENCHMARKS = ("mmlu", "ceval", "cmmlu", "boolq", "hellaswag", "gsm8k", "bbh", "agieval", "humaneval", "needlebench")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its learning-rate schedule. Learning rates are per step, warm-up and decay lengths in iterations."""
@@ -71,6 +74,12 @@ class TrainConfig:
     eval_generate: int = option(0, Flag(
         kind.integer(0), TRAIN, "a validation also shows so many greedy continuations of validation prompts, in the "
         "log and in TensorBoard"))
+    eval_task: str | None = option(None, Flag(
+        kind.choice(*BENCHMARKS), TRAIN, "every --eval-task-interval iterations put this benchmark's questions to the "
+        "model (with --task-data-path and the other flags of evaluation); accuracies go to the log and to TensorBoard",
+        default="none"))
+    eval_task_interval: int | None = option(None, Flag(
+        kind.integer(1), TRAIN, "iterations between two runs of --eval-task", default="required with --eval-task"))
     exit_interval: int | None = option(None, Flag(
         kind.integer(1), TRAIN, "save and exit at every multiple of so many iterations"))
     exit_signal_handler: bool = option(False, Flag(
@@ -134,7 +143,8 @@ class CheckpointConfig:
     """Where checkpoints come from and go to; intervals are in iterations."""
 
     load: str | None = option(None, Flag(
-        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights"))
+        kind.path(), RUN, "checkpoint directory; empty or absent: random initial weights. To generate or evaluate also "
+        "the directory of a Hugging Face model"))
     ckpt_step: int | None = option(None, Flag(
         kind.integer(0), RUN, "iteration of --load to take", default="the last one"))
     lora_load: str | None = option(None, Flag(
@@ -211,8 +221,8 @@ class InferenceConfig:
     """`inference.py`: what to generate and how to choose the next token."""
 
     task: tuple[str, ...] = option(("greedy",), Flag(
-        kind.words("greedy", "do_sample", "beam_search", "chat", "serve"), INFERENCE, "one or several ways to "
-        "generate, or serve: answer requests over HTTP"))
+        kind.words("greedy", "do_sample", "beam_search", "beam_search_with_sampling", "chat", "serve"), INFERENCE,
+        "one or several ways to generate, or serve: answer requests over HTTP"))
     prompts: tuple[str, ...] = option((), Flag(
         kind.repeated_text(), INFERENCE, "a prompt; may be repeated", name="--prompt", default="a few built-in ones"))
     prompt_file: str | None = option(None, Flag(
@@ -232,27 +242,57 @@ class InferenceConfig:
     repetition_penalty: float = option(1.0, Flag(
         kind.number(above=0.0), INFERENCE, "logits of tokens that prompt or answer already have are divided by this "
         "(negative ones multiplied); 1.0: no penalty"))
-    num_beams: int = option(4, Flag(kind.integer(1), INFERENCE, "beams of beam_search"))
+    num_beams: int = option(4, Flag(
+        kind.integer(1), INFERENCE, "beams of beam_search and beam_search_with_sampling"))
+    hf_chat_template: bool = option(False, Flag(
+        kind.switch(), INFERENCE, "write conversations with the Jinja template in the tokenizer's directory "
+        "(chat_template.jinja, or tokenizer_config.json) instead of the one of --prompt-type"))
+    add_eos_token: tuple[str, ...] = option((), Flag(
+        kind.words(), INFERENCE, "more tokens that end an answer, by their text", default="none"))
+    history_turns: int | None = option(None, Flag(
+        kind.integer(0), INFERENCE, "earlier questions of a chat, with their answers, that the model is shown",
+        default="as many as fit"))
     no_chat_template: bool = option(False, Flag(
-        kind.switch(), INFERENCE + EVALUATION, "the prompt is given to the model as it is",
+        kind.switch(), INFERENCE + EVALUATION + TRAIN, "the prompt is given to the model as it is",
         fields=("inference.no_chat_template", "evaluation.no_chat_template")))
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """`evaluation.py`: the benchmark, its files, and how the prompt is built."""
+    """`evaluation.py`: the benchmark, its files, and how the prompt is built. None: the benchmark's own choice."""
 
-    task: str = option("mmlu", Flag(kind.single_word("mmlu"), EVALUATION, "benchmark"))
+    task: str = option("mmlu", Flag(kind.single_word(*BENCHMARKS), EVALUATION, "benchmark"))
     task_data_path: str = option("", Flag(
-        kind.single_word(), EVALUATION, "directory of the benchmark's test files; dev/ lies beside it",
-        default="required"))
-    evaluation_batch_size: int = option(1, Flag(kind.integer(1), EVALUATION, "questions in one forward pass"))
+        kind.single_word(), EVALUATION + TRAIN, "directory of the benchmark's test files, in its public layout (see "
+        "docs/evaluation.md)", default="required"))
+    evaluation_batch_size: int = option(1, Flag(kind.integer(1), EVALUATION + TRAIN, "questions in one forward pass"))
     max_eval_samples: int | None = option(None, Flag(
-        kind.integer(1), EVALUATION, "at most so many questions of each subject", default="all"))
-    num_shots: int = option(5, Flag(
-        kind.integer(0, 5), EVALUATION, "answered examples before each question, from dev/"))
+        kind.integer(1), EVALUATION + TRAIN, "at most so many questions of each subject", default="all"))
+    num_shots: int | None = option(None, Flag(
+        kind.integer(0, 5), EVALUATION + TRAIN, "answered examples before each question, where the benchmark has them",
+        default="the benchmark's (mmlu: 5)"))
+    scoring: str | None = option(None, Flag(
+        kind.choice("logprob", "generate"), EVALUATION + TRAIN, "logprob: the likeliest of a question's options is the "
+        "answer; generate: the model writes its answer, as MindSpeed-LLM has it", default="the benchmark's (mmlu: logprob)"))
+    max_new_tokens: int | None = option(None, Flag(
+        kind.integer(1), EVALUATION + TRAIN, "longest answer, in tokens, where the model writes it",
+        default="the benchmark's"))
+    eval_language: str | None = option(None, Flag(
+        kind.choice("en", "zh"), EVALUATION + TRAIN, "language of the words around a question",
+        default="the benchmark's (mmlu: en)"))
     no_chat_template: bool = False
     broadcast: bool = option(False, Flag(
         kind.switch(), EVALUATION, "rank 0 reads the questions and sends them to the others"))
-    alternative_prompt: bool = option(False, Flag(kind.switch(), EVALUATION, "the second form of the prompt"))
-    output_dir: str | None = option(None, Flag(kind.path(), EVALUATION, "write every answer here"))
+    alternative_prompt: bool = option(False, Flag(kind.switch(), EVALUATION + TRAIN, "the second form of the prompt"))
+    chain_of_thought: bool = option(False, Flag(
+        kind.switch(), EVALUATION + TRAIN, "examples show the way to the answer, and the model writes it too (gsm8k, bbh)"))
+    origin_postprocess: bool = option(False, Flag(
+        kind.switch(), EVALUATION + TRAIN, "written answers are read by MindSpeed-LLM's first rule of the benchmark"))
+    allow_code_execution: bool = option(False, Flag(
+        kind.switch(), EVALUATION + TRAIN, "humaneval may run the programs that the model writes, on this machine"))
+    output_dir: str | None = option(None, Flag(
+        kind.path(), EVALUATION, "write accuracies, every answer and a chart here; an evaluation that was ended goes on "
+        "after its last finished subject"))
+    compare: tuple[str, ...] = option((), Flag(
+        kind.words(), EVALUATION, "compare the --output-dir of two evaluations question by question, and end",
+        default="off"))

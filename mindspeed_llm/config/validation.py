@@ -10,7 +10,8 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import flag_name
 from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
-from mindspeed_llm.config.training import ConvertConfig, OptimizerConfig, ProfileConfig, TrainConfig
+from mindspeed_llm.config.training import (ConvertConfig, EvaluationConfig, OptimizerConfig, ProfileConfig,
+                                           TrainConfig)
 
 
 def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
@@ -49,6 +50,8 @@ def notes_on(configs: Configs) -> list[str]:
             notes.append("--sequence-parallel is ignored: --tensor-model-parallel-size is 1")
     if checkpoint is not None and checkpoint.save_interval is not None and checkpoint.save is None:
         notes.append("--save-interval is ignored: without --save no checkpoint is written")
+    if configs.entrypoint == "pretrain" and configs.train.eval_task is None and configs.evaluation.task_data_path:
+        notes.append("--task-data-path is ignored: without --eval-task no benchmark runs")
     unused = [name for name in ("step_start", "step_end", "ranks", "level", "with_cpu", "save_path")
               if f"profile_{name}" in configs.explicit]
     if configs.profile is not None and not configs.profile.profile and unused:
@@ -163,6 +166,7 @@ def _check_pretrain(configs: Configs) -> None:
     configs.train.num_microbatches(1)
     _check_schedule(configs.optimizer, configs.train)
     _check_eval_generate(configs.train, configs.data)
+    _check_eval_task(configs)
     _check_profile(configs.profile)
     _check_stage(configs)
 
@@ -195,6 +199,19 @@ def _check_eval_generate(train: TrainConfig, data: DataConfig) -> None:
     _require(data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-generate writes text")
 
 
+def _check_eval_task(configs: Configs) -> None:
+    train = configs.train
+    if train.eval_task is None:
+        if train.eval_task_interval is not None:
+            raise UserError(f"--eval-task-interval ({train.eval_task_interval}) needs --eval-task: add it, or leave the "
+                            "interval out")
+        return
+    _require(train.eval_task_interval, "--eval-task-interval", f"how often --eval-task {train.eval_task} runs")
+    _require(configs.evaluation.task_data_path, "--task-data-path", f"the test files of --eval-task {train.eval_task}")
+    _require(configs.data.tokenizer_name_or_path, "--tokenizer-name-or-path", "--eval-task reads and writes text")
+    _check_postprocess(configs.evaluation)
+
+
 def _check_lora(configs: Configs) -> None:
     place = configs.checkpoint
     if place.lora_load and not place.load:
@@ -225,14 +242,29 @@ def _check_inference(configs: Configs) -> None:
         if value and set(inference.task) == {"chat"}:
             raise UserError(f"{flag} ({value}) has no use in --task chat: add another task, such as greedy, or leave "
                             "it out")
+    if inference.history_turns is not None and "chat" not in inference.task:
+        raise UserError(f"--history-turns ({inference.history_turns}) is of --task chat: add that, or leave it out")
+    if inference.hf_chat_template and (inference.no_chat_template or configs.data.prompt_type):
+        other = "--no-chat-template" if inference.no_chat_template else f"--prompt-type ({configs.data.prompt_type})"
+        raise UserError(f"--hf-chat-template and {other} exclude each other: use one")
     if inference.system_prompt and inference.no_chat_template:
         raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
                         "text into the prompt")
 
 
 def _check_evaluation(configs: Configs) -> None:
+    if compared := configs.evaluation.compare:
+        if len(compared) != 2:
+            raise UserError(f"--compare ({' '.join(compared)}) takes two directories: --compare A B")
+        return
     _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
     _check_runnable(configs)
+    _check_postprocess(configs.evaluation)
+
+
+def _check_postprocess(evaluation: EvaluationConfig) -> None:
+    if evaluation.origin_postprocess and evaluation.scoring == "logprob":
+        raise UserError("--origin-postprocess reads written answers: use --scoring generate, or leave it out")
 
 
 def _check_runnable(configs: Configs) -> None:
@@ -251,6 +283,9 @@ def _check_serving(configs: Configs) -> None:
     given = [flag_name(name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
                                           "num_beams", "prompt_file", "output") if name in configs.explicit]
     given += ["--prompt"] if inference.prompts else []
+    if inference.hf_chat_template:
+        raise UserError("--hf-chat-template is not for --task serve, which needs the form of tool calls and thoughts: "
+                        "leave it out, or name a template with --prompt-type")
     if given:
         raise UserError(f"{given[0]} is not for --task serve: clients say so in each request; leave it out")
     if serve.kv_cache_tokens is not None and "seq_length" in configs.explicit and serve.kv_cache_tokens < length:

@@ -1,7 +1,8 @@
 """Pre-training samples: all documents in shuffled order as one stream of tokens, cut into pieces of a fixed length.
 
-The method is Megatron's (document order, sample boundaries, sample order; all from one seed), to the same samples in the
-same order, with boundaries computed by a cumulative sum instead of a loop: https://github.com/NVIDIA/Megatron-LM, megatron/core/datasets/readme.md
+The method is Megatron's (document order, sample boundaries, sample order; all from one seed), to the same samples in
+the same order, with boundaries computed by a cumulative sum instead of a loop:
+https://github.com/NVIDIA/Megatron-LM, megatron/core/datasets/readme.md
 """
 
 import math
@@ -58,7 +59,8 @@ class GPTDataset:
         # samples that end within the epochs before the last one
         full = ((self.epochs - 1) * epoch_tokens - 1) // seq_length if self.epochs > 1 else 0
         per_epoch = (epoch_tokens - 1) // seq_length
-        total = max(num_samples, (self.epochs * epoch_tokens - 1) // seq_length)  # all are shuffled, not only those used
+        # all samples of the epochs are shuffled, not only those used
+        total = max(num_samples, (self.epochs * epoch_tokens - 1) // seq_length)
         separate = self.epochs > 1 and num_samples - full < int(LAST_EPOCH_SHARE * per_epoch)
         groups = [self.epochs - 1, 1] if separate else [self.epochs]
         shuffled = []

@@ -76,6 +76,15 @@ class Tokenizer:
             )
         return token_id
 
+    def add_stop(self, name: str) -> None:
+        """Let generation end at one more token, too. Raises UserError for a text that is no single token."""
+        ids = [self.special_tokens[name]] if name in self.special_tokens else self.encode(name)
+        if len(ids) != 1:
+            raise UserError(f"--add-eos-token {name} is no token of this tokenizer, but {len(ids)}: give the text of "
+                            "one")
+        if ids[0] not in self.stop_ids:
+            self.stop_ids = [*self.stop_ids, ids[0]]
+
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Ids of `text`, after `bos_prefix` with `add_special`.
 

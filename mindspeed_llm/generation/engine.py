@@ -99,7 +99,7 @@ class Engine:
         self._stats = EngineStats(blocks_total=self._scheduler.pool.bound)
         self._closing = False           # all ranks: no more requests will come
         self._changed = threading.Condition()
-        self._orders: list[list] = []   # rank 0: what the ranks have not been told yet
+        self._orders: list[str] = []    # rank 0: what the ranks have not been told yet, each as JSON
         self._names: set[str] = set()   # of the requests under way
         self._closed = False            # rank 0: takes no more requests
 
@@ -131,9 +131,9 @@ class Engine:
                 raise EngineClosed("the engine takes no more requests: it is being stopped")
             if request.name in self._names:
                 raise UserError(f"a request of the name {request.name} is under way")
-            self._names.add(request.name)
             config = asdict(request.config) | {"stop_ids": sorted(request.config.stop_ids)}
             self._order("add", request.name, list(request.prompt), config)
+            self._names.add(request.name)
 
     def cancel(self, name: str) -> None:
         """End a request with `cancelled`. An unknown name, or one whose answer has ended, is ignored."""
@@ -175,7 +175,7 @@ class Engine:
     def _order(self, *order: object) -> None:
         if self._world.rank:
             raise RuntimeError(f"rank {self._world.rank} was given an order ({order[0]}), which is rank 0's to take")
-        self._orders.append(list(order))
+        self._orders.append(json.dumps(order))
         self._changed.notify_all()
 
     def _receive(self) -> list[list]:
@@ -185,7 +185,7 @@ class Engine:
             with self._changed:
                 if not self._scheduler.busy:
                     self._changed.wait_for(lambda: self._orders, HEARTBEAT)
-                text = json.dumps(self._orders) if self._orders else ""
+                text = f"[{','.join(self._orders)}]" if self._orders else ""
                 self._orders = []
         text = broadcast_text(text, self._world)
         return json.loads(text) if text else []

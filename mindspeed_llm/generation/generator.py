@@ -37,13 +37,15 @@ class Pass:
     """One forward pass: `ids[i]` are new tokens of the sequence with the past `caches[i]`, all of one kind.
 
     `lengths[i]`: tokens before them; more than the cache has, where an earlier pass of the same run brings these.
-    `wanted`: those i whose last new position's logits are asked for.
+    `wanted`: those i whose last new position's logits are asked for; with `tails`, those of as many last new positions
+    as it has at the same place.
     """
 
     caches: list[Cache]
     lengths: list[int]
     ids: list[Sequence[int]]
     wanted: list[int]
+    tails: list[int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -100,14 +102,15 @@ class Generator:
 
     def logits(self, passes: list[Pass]) -> VocabShard | None:
         """Run passes; their wanted logits, in order, on the last stage; None elsewhere, or when none were wanted."""
-        logits = self.run(passes, _rows_as_numpy)
+        logits = self.run(passes, rows_as_numpy)
         return None if logits is None else VocabShard(logits, self.vocab_size, self.state.tp)
 
     def run(self, passes: list[Pass], head: Callable[[Tensor], np.ndarray]) -> np.ndarray | None:
         """Run passes one after the other through the stages, several under way at once where there are several stages.
 
-        `head` turns this rank's shard of a pass's wanted logits, `(rows, 1, V/T)`, into an array with a first axis of
-        rows. Returns these joined, on the last stage; None elsewhere, or when no logits were wanted.
+        `head`, called in the order of the passes, turns this rank's shard of a pass's wanted logits, `(rows, 1, V/T)`,
+        into an array with a first axis of rows. Returns these joined, on the last stage; None elsewhere, or when no
+        logits were wanted.
         """
         results: list[np.ndarray] = []
 
@@ -194,13 +197,14 @@ def _token_column(this: Pass) -> Tensor:
 def _last_rows(hidden: Tensor, this: Pass) -> Tensor:
     """Hidden states `(rows, 1, H)` of the wanted sequences' last positions."""
     ends = np.cumsum([len(ids) for ids in this.ids])[this.wanted].tolist()
-    if len(ends) == hidden.shape[0]:
+    tails = this.tails if this.tails is not None else [1] * len(ends)
+    if sum(tails) == hidden.shape[0]:
         return hidden
-    rows = [hidden[end - 1:end] for end in ends]
+    rows = [hidden[end - tail:end] for end, tail in zip(ends, tails, strict=True)]
     return rows[0] if len(rows) == 1 else mint.cat(rows, dim=0)
 
 
-def _rows_as_numpy(logits: Tensor) -> np.ndarray:
+def rows_as_numpy(logits: Tensor) -> np.ndarray:
     """fp32 `(rows, V/T)`. MindSpore's own cast of bf16 takes a millisecond on CPU, as long as a whole layer."""
     array = logits.asnumpy().reshape(logits.shape[0], -1)
     return cast(array.view(np.uint16), "bf16", "fp32") if logits.dtype == mstype.bfloat16 else array.astype(np.float32)

@@ -2,7 +2,7 @@
 
 import math
 
-from mindspeed_llm.checkpoint import Checkpoint
+from mindspeed_llm.checkpoint import Checkpoint, WeightSource
 from mindspeed_llm.config import lora, shape
 from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.lora import LoraConfig
@@ -11,7 +11,7 @@ from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.core.structure import model_specs
 
 
-def resolve(configs: Configs, base: Checkpoint | None, adapters: Checkpoint | None) -> Configs:
+def resolve(configs: Configs, base: WeightSource | None, adapters: Checkpoint | None) -> Configs:
     """`configs` for a run from the checkpoint `base`, with its model's shape and the adapters of `find_adapters`.
 
     Raises UserError when the command line contradicts either.
@@ -24,9 +24,10 @@ def resolve(configs: Configs, base: Checkpoint | None, adapters: Checkpoint | No
     return shape.resolve(configs, described.model_config, str(described.directory), described.noop_layers)
 
 
-def load_weights(chunks: list[GPTModel], source: Checkpoint, params_dtype: str,
+def load_weights(chunks: list[GPTModel], source: WeightSource, params_dtype: str,
                  adapters: Checkpoint | None = None) -> None:
-    """Fill the chunks' parameters from checkpoints saved under any parallel layout, cast to `params_dtype`.
+    """Fill the chunks' parameters from checkpoints of any parallel layout, or from Hugging Face's files, cast to
+    `params_dtype`.
 
     `adapters` holds those of low-rank adapters; None leaves them as they are.
     """

@@ -1,10 +1,15 @@
 """Pre-training and fine-tuning: from configs to a trained checkpoint."""
 
+from typing import TYPE_CHECKING
+
 from mindspeed_llm.config.configs import Configs
 
+if TYPE_CHECKING:
+    from mindspeed_llm.training.benchmark import BenchmarkOf
 
-def run(configs: Configs) -> None:
-    """Train as `configs` say (`pretrain_gpt.py`), on every rank of the job.
+
+def run(configs: Configs, benchmark_of: "BenchmarkOf | None" = None) -> None:
+    """Train as `configs` say (`pretrain_gpt.py`), on every rank of the job; `benchmark_of` makes `--eval-task`.
 
     Raises UserError for what the user can put right: sizes that do not fit, missing or contradicting checkpoints and data.
     """
@@ -34,6 +39,8 @@ def run(configs: Configs) -> None:
     train = configs.train
     session = start_session(configs.model, parallel, train.params_dtype, configs.notes + notes)
     state = session.state
+    if parallel.no_shared_storage:
+        checkpointing.require_same_iteration(resumed, state.world)
     batches = Batches(objective_of(configs, state), train, state)
     stages = len(parallel.stage_layers(configs.model)[state.pp.rank])
     chunks = [GPTModel(configs.model, parallel, state, device.dtype(train.params_dtype), virtual,
@@ -58,8 +65,9 @@ def run(configs: Configs) -> None:
             opened.close()
     batches.go_on_after(progress.consumed_samples)
     samples = ValidationSamples(configs, chunks, batches) if train.eval_generate else None
+    benchmark = benchmark_of(configs, chunks) if benchmark_of is not None else None
     if progress.iteration >= train.train_iters:
         session.say(f"nothing to do: the checkpoint is at iteration {progress.iteration}, --train-iters is "
                     f"{train.train_iters}")
-    Trainer(configs, session, chunks, optimizer, scale, progress, batches, samples).train()
+    Trainer(configs, session, chunks, optimizer, scale, progress, batches, samples, benchmark).train()
     collectives.barrier()

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mindspeed_llm import checkpoint
 from mindspeed_llm.checkpoint import Checkpoint
 from mindspeed_llm.config.configs import Configs
@@ -11,6 +13,8 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.training import CheckpointConfig
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES
+from mindspeed_llm.runtime import collectives
+from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.training.loss_scale import LossScale
 
@@ -42,6 +46,15 @@ def find(config: CheckpointConfig) -> tuple[Checkpoint | None, list[str]]:
                             "from random initialisation")
     return None, [f"WARNING: --load {config.load} {why}: STARTING FROM RANDOM INITIALISATION. If that is not meant, "
                   f"stop now and {name}"]
+
+
+def require_same_iteration(source: Checkpoint | None, world: Group) -> None:
+    """Raise UserError where nodes without shared storage have found different iterations (one may have fallen back)."""
+    own = -1 if source is None else source.iteration
+    bounds = collectives.all_reduce(from_numpy(np.array([own, -own], np.float32)), world, "max").asnumpy()
+    if bounds[0] != -bounds[1]:
+        raise UserError(f"rank {world.rank} has found iteration {own} in --load, others {-bounds[1]:.0f} to "
+                        f"{bounds[0]:.0f} (-1: none): give the one that all nodes have with --ckpt-step")
 
 
 def restore_seed(configs: Configs, source: Checkpoint | None) -> Configs:

@@ -88,11 +88,16 @@ class Boards:
                   "tokens-per-second": record.tokens_per_second, "peak-memory-mb": record.peak_memory_mb}
         if record.flops is not None:
             values["throughput"] = record.flops[0] / 1e12
-        self._keep({**values, **record.metrics}, record.iteration)
+        self.scalars({**values, **record.metrics}, record.iteration)
 
     def validation(self, iteration: int, values: dict[str, float]) -> None:
         """Keep a validation's loss and metrics."""
-        self._keep({f"{tag} validation": value for tag, value in values.items()}, iteration)
+        self.scalars({f"{tag} validation": value for tag, value in values.items()}, iteration)
+
+    def scalars(self, values: dict[str, float], iteration: int) -> None:
+        """Keep numbers."""
+        for board in self._boards:
+            board.scalars(values, iteration)
 
     def text(self, tag: str, text: str, iteration: int) -> None:
         """Keep a text (Markdown)."""
@@ -103,10 +108,6 @@ class Boards:
         """Finish all."""
         for board in self._boards:
             board.close()
-
-    def _keep(self, values: dict[str, float], iteration: int) -> None:
-        for board in self._boards:
-            board.scalars(values, iteration)
 
 
 class TensorBoard:

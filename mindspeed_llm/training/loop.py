@@ -17,6 +17,7 @@ from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.trace import span, traced
 from mindspeed_llm.session import Session
 from mindspeed_llm.training.batches import Batches
+from mindspeed_llm.training.benchmark import Benchmark
 from mindspeed_llm.training.checkpointing import Progress
 from mindspeed_llm.training.logs import Boards, IterationRecord, metric_fields
 from mindspeed_llm.training.loss_scale import LossScale
@@ -46,10 +47,11 @@ class Trainer:
     """Everything a run holds: model chunks, optimizer, data, progress."""
 
     def __init__(self, configs: Configs, session: Session, chunks: list[GPTModel], optimizer: Optimizer,
-                 scale: LossScale, progress: Progress, batches: Batches, samples: ValidationSamples | None) -> None:
+                 scale: LossScale, progress: Progress, batches: Batches, samples: ValidationSamples | None,
+                 benchmark: Benchmark | None = None) -> None:
         self.configs, self.session, self.state = configs, session, session.state
         self.chunks, self.optimizer, self.scale, self.progress = chunks, optimizer, scale, progress
-        self.batches, self.samples = batches, samples
+        self.batches, self.samples, self.benchmark = batches, samples, benchmark
         self.throughput = Throughput(chunks, session.state) if configs.train.log_throughput else None
         self.saver = Saver(configs, optimizer, scale, session.state, session.params_dtype)
         self.skipped = self.nans = 0
@@ -78,6 +80,10 @@ class Trainer:
             if train.eval_iters and progress.iteration % train.eval_interval == 0 and self.batches.has_validation:
                 paused = time.perf_counter()
                 self._validate(boards)
+                started += time.perf_counter() - paused
+            if self.benchmark is not None and self._at(train.eval_task_interval):
+                paused = time.perf_counter()
+                self._examine(self.benchmark, boards)
                 started += time.perf_counter() - paused
             self.saver.poll()
             stopping = stop.on_any_rank()
@@ -162,6 +168,11 @@ class Trainer:
         for number, sample in enumerate(self.samples.generate() if self.samples else [], start=1):
             self.session.say(sample.line(number, self.progress.iteration))
             boards.text(f"validation sample {number}", sample.text(), self.progress.iteration)
+
+    def _examine(self, benchmark: Benchmark, boards: Boards) -> None:
+        scores = benchmark.run()
+        self.session.say(scores.line(self.progress.iteration))
+        boards.scalars(scores.scalars(), self.progress.iteration)
 
     def _at(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.iteration % interval == 0

@@ -3,7 +3,6 @@ MindSpore's profiler.
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -35,9 +35,10 @@ class _Pending:
 class Saver:
     """Writes checkpoints of a running job; a kill at any instant leaves the previous one loadable.
 
-    With `--async-save`, `save` copies this rank's tensors and returns; a thread writes the copy. Collectives stay with the
-    caller's thread: `poll`, once an iteration, finds out whether all ranks have written, and has the commit made, in the
-    background too. A save waits for the one before it. What goes wrong in the background is raised by the next call.
+    With `--async-save`, `save` copies this rank's tensors and returns; a thread writes the copy. Collectives stay with
+    the caller's thread: `poll`, once an iteration, finds out whether all ranks have written, and has the commit made,
+    in the background too. A save waits for the one before it. What goes wrong in the background is raised by the next
+    call.
 
     Without shared storage (`--no-shared-storage`) every node keeps the files of its own ranks under the same metadata.
     """

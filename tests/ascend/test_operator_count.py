@@ -21,7 +21,6 @@ from mindspore.ops import communication as dist
 import mindspeed_llm
 from mindspeed_llm import kernels
 from mindspeed_llm.config.model import ModelConfig
-from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.core.transformer.layer import ForwardContext, TransformerLayer

@@ -13,10 +13,10 @@ from mindspeed_llm.checkpoint.dtypes import cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.core.structure import model_specs
-from mindspeed_llm.tasks.convert import run
-from mindspeed_llm.tasks.convert.export_plan import Tensor, plan_shards
 from mindspeed_llm.families import find_layout
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
+from mindspeed_llm.families.hf_directory import HfDirectory
+from mindspeed_llm.tasks.convert import parts, run
+from mindspeed_llm.tasks.convert.export_plan import Tensor, plan_shards
 
 LAYOUTS = {"chatglm3": (chatglm_config(), chatglm_tensors()),
            "glm": (native_config("glm"), native_tensors(chatglm_tensors(), False)),
@@ -50,6 +50,21 @@ def test_round_trip_is_byte_identical(tmp_path, flag: str, dtype: str, shards: i
     with open_checkpoint(tmp_path / "mg") as checkpoint:
         assert checkpoint.weights_only and checkpoint.iteration == 1 and checkpoint.verify() > 0
     to_hf(tmp_path / "mg", hf, model_type_hf=flag)
+    assert_same_directory(hf, hf / "mg2hf")
+
+
+@pytest.mark.parametrize("flag", LAYOUTS)
+def test_large_tensors_are_converted_in_parts(tmp_path, monkeypatch, flag: str) -> None:
+    """With parts of a few rows: the bytes are the same both ways, also where rows are reordered or columns are cut."""
+    hf = write_hf(tmp_path / "hf", *LAYOUTS[flag], "bf16", 2)
+    to_mcore(hf, tmp_path / "whole", model_type_hf=flag, target_tensor_parallel_size=2)
+    monkeypatch.setattr(parts, "PART_BYTES", 300)
+    to_mcore(hf, tmp_path / "parts", model_type_hf=flag, target_tensor_parallel_size=2)
+    files = ["metadata.json", *(f"mp_rank_0{rank}/model.safetensors" for rank in (0, 1))]
+    for file in files:
+        one, other = (tmp_path / kind / "iter_0000001" / file for kind in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes()
+    to_hf(tmp_path / "parts", hf, model_type_hf=flag)
     assert_same_directory(hf, hf / "mg2hf")
 
 

@@ -1,19 +1,35 @@
 """Cases of a RankPool for test_behaviour.py: what four ranks see."""
 
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parameters
 from mindspeed_llm.core.optimizer import gradients
 from mindspeed_llm.core.pipeline_parallel.schedules import forward_only
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import mccl
+from mindspeed_llm.training.checkpointing import require_same_iteration
 from tests.golden.reference import Golden
 from tests.golden.trial import ADAMW, Trial
+
+
+def iterations_found() -> list[str]:
+    """What is said where all ranks have found iteration 7, where rank 3 has found 5, and where rank 0 has found none."""
+    world = collectives.world()
+    said = []
+    for mine in (7, 5 if world.rank == 3 else 7, None if world.rank == 0 else 7):
+        try:
+            require_same_iteration(None if mine is None else SimpleNamespace(iteration=mine), world)
+            said.append("")
+        except UserError as error:
+            said.append(str(error))
+    return said
 
 
 def mccl_mismatches() -> list[str]:

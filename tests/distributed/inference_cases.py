@@ -1,5 +1,8 @@
-"""Cases of a RankPool for test_parallel_inference.py: generation and MMLU under the parallel sizes of some flags."""
+"""Cases of a RankPool for test_parallel_inference.py: generation and benchmarks under the parallel sizes of some
+flags.
+"""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from mindspeed_llm.tasks.inference import terminal
 from mindspeed_llm.tasks.inference.chat import Conversation
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
+from tests.evaluation.layouts import write_all
+from tests.generation.recorded_generation import answers, beams, recorded_generator
 from tests.inference.tiny_job import configs
 
 PROMPTS = ("A. one", "Answer: what is the one choice about (with) questions?", "D")
@@ -58,6 +63,23 @@ def generation(loaded: Loaded) -> dict:
     while (question := inbox.read()) is not None:
         talk.ask(question)
     return result | {"chat": talk.turns}
+
+
+def benchmarks(folder: Path, flags: list[str]) -> dict:
+    """Log-probabilities, answers and texts, by benchmark and subject: letters, choices of several tokens, written
+    answers.
+
+    Under parallel sizes in batches of another size.
+    """
+    directories, found = write_all(Path(tempfile.mkdtemp(dir=folder))), {}
+    for task, extra in (("mmlu", "--broadcast --num-shots 2"), ("hellaswag", ""), ("gsm8k", "--num-shots 2")):
+        given = [*flags, *extra.split(), "--evaluation-batch-size", "3" if flags else "1", "--max-new-tokens", "20",
+                 "--task", task]
+        given += ["--task-data-path", str(directories[task])] if task in directories else []
+        found[task] = {result.name: {"log_probs": [question.log_probs for question in result.questions],
+                                     "answers": [(question.prediction, question.text) for question in result.questions]}
+                       for result in evaluate(configs("evaluation", folder, *given))}
+    return found
 
 
 def served(generator: Generator) -> dict:
@@ -112,16 +134,17 @@ def served(generator: Generator) -> dict:
             "alone": [generate(short, [request.prompt], request.config)[0].ids for request in requests]}
 
 
-def mmlu(folder: Path, flags: list[str]) -> dict:
-    """Logits of the letters and letters, subject by subject."""
-    flags = [*flags, "--evaluation-batch-size", "2", "--broadcast", "--num-shots", "2"]
-    return {result.name: {"scores": result.scores.tolist(), "predictions": result.predictions}
-            for result in evaluate(configs("evaluation", folder, *flags))}
-
-
 def everything(folder: str, flags: str) -> dict | None:
     """What rank 0 gets, of everything, in the `folder` that tests/inference/tiny_job.py writes."""
     with patch.object(terminal, "HEARTBEAT", 0.1), patch.object(engines, "HEARTBEAT", 0.1):
         loaded = load(configs("inference", Path(folder), *flags.split()))
-        found = generation(loaded) | {"mmlu": mmlu(Path(folder), flags.split()), "served": served(loaded.generator())}
+        found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split()),
+                                      "served": served(loaded.generator())}
     return found if loaded.is_rank_0 else None
+
+
+def recorded(tp: int, pp: int, prompts: int, beam_prompts: int) -> dict:
+    """Answers and beams of the model of which Hugging Face's answers are recorded."""
+    generator = recorded_generator(tp, pp)
+    return answers(generator, prompts) | {name: beams(generator, name, beam_prompts)[0]
+                                          for name in ("beams", "penalized_beams")}

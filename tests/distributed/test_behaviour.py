@@ -22,6 +22,13 @@ def scaled(ranks, tmp_path_factory):
     return {run: ranks(4).run("tests.distributed.scaling_cases:scaled_run", run, str(folder)) for run in RUNS}
 
 
+def test_nodes_without_shared_storage_load_the_same_iteration(ranks):
+    for rank, (same, fallen_back, missing) in enumerate(ranks(4).run(f"{CASES}iterations_found")):
+        assert same == ""
+        assert f"has found iteration {5 if rank == 3 else 7} in --load, others 5 to 7" in fallen_back
+        assert f"has found iteration {7 if rank else -1} in --load, others -1 to 7" in missing
+
+
 def test_engine_between_hosts_is_exact(ranks):
     assert ranks(4).run(f"{CASES}mccl_mismatches") == [[]] * 4
 

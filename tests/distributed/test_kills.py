@@ -1,4 +1,4 @@
-"""The short form of kill_training.py: a job that is killed resumes to the digit, with saves at once and in the background."""
+"""The short form of kill_training.py: a killed job resumes to the digit, with saves at once and in the background."""
 
 import pytest
 

@@ -1,9 +1,10 @@
-"""Four ranks say what one process says: generation of every kind, chat, MMLU; on resident ranks."""
+"""Four ranks say what one process says: generation of every kind, chat, benchmarks; on resident ranks."""
 
 import numpy as np
 import pytest
 
-from tests.inference.tiny_job import QUESTIONS, write_job
+from tests.generation.recorded_generation import rows
+from tests.inference.tiny_job import write_job
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 CASES = {
@@ -54,11 +55,26 @@ def test_engine_equals_one_process(results, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mmlu_equals_one_process(results, case):
+@pytest.mark.parametrize("task", ["mmlu", "hellaswag", "gsm8k"])
+def test_benchmarks_equal_one_process(results, case, task):
+    """The same answers question by question, in batches of another size too."""
     single, several = results
-    for subject, expected in single["mmlu"].items():
-        found = several[CASES[case]]["mmlu"][subject]
-        assert np.shape(found["scores"]) == (QUESTIONS, 4)
-        # logits of up to 2 in fp32, summed in another order: measured 2.5e-6
-        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=2e-5)
-        assert found["predictions"] == expected["predictions"]
+    assert single["benchmarks"][task]
+    for subject, expected in single["benchmarks"][task].items():
+        found = several[CASES[case]]["benchmarks"][task][subject]
+        assert found["answers"] == expected["answers"]
+        if task == "gsm8k":
+            assert any(text for _, text in found["answers"])
+        else:  # log-probabilities of a few tokens in fp32, summed in another order
+            np.testing.assert_allclose(found["log_probs"], expected["log_probs"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tp", "pp", "prompts", "beam_prompts"), [
+    (2, 2, 4, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
+def test_answers_are_hugging_faces(ranks, tp, pp, prompts, beam_prompts):
+    """The engine tells rank 0, a beam search every rank: those of all stages, and of a data-parallel replica."""
+    found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts)
+    for name in ("greedy", "penalized"):
+        assert found[0][name] == rows(name)[:prompts]
+    for name in ("beams", "penalized_beams"):
+        assert [one[name] for one in found] == [rows(name)[:4 * beam_prompts]] * 4

@@ -1,15 +1,19 @@
 """Beam search against trying every answer, on the recorded model with its vocabulary cut down."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mindspeed_llm.config.errors import UserError
-from mindspeed_llm.generation.beam_search import beam_search
+from mindspeed_llm.generation.beam_search import Beam, _draw, beam_search
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.decoding import generate
 from mindspeed_llm.generation.generator import Generator
+from mindspeed_llm.generation.sampling import random_stream
+from mindspeed_llm.generation.vocab_shard import VocabShard
+from mindspeed_llm.runtime.collectives import Group
 from tests.generation.golden_model import full_logits, golden_generator
 
 VOCAB, LENGTH = 5, 3
@@ -77,6 +81,45 @@ def test_one_beam_is_greedy_search(small):
     (answer,) = generate(small, [PROMPT], GenerationConfig(6))
     (hypothesis,) = beam_search(small, PROMPT, GenerationConfig(6))
     assert hypothesis.ids == tuple(answer.ids)
+
+
+def test_sampling_without_heat_is_beam_search(small):
+    """Noise of size 1 does not change the order of what is a hundred times farther apart."""
+    config = GenerationConfig(LENGTH, frozenset([2]), num_beams=2)
+    cold = beam_search(small, PROMPT, replace(config, do_sample=True, temperature=1e-4))
+    plain = beam_search(small, PROMPT, config)
+    assert [beam.ids for beam in cold] == [beam.ids for beam in plain]
+    assert cold[0].score == pytest.approx(1e4 * plain[0].score, rel=1e-5)
+
+
+def test_sampling_depends_on_seed_and_prompt_number(small):
+    config = GenerationConfig(10, num_beams=2, do_sample=True, temperature=2.0, top_k=4, seed=3)
+    first = beam_search(small, PROMPT, config, 1)
+    assert beam_search(small, PROMPT, config, 1) == first
+    assert beam_search(small, PROMPT, config, 2) != first
+    assert beam_search(small, PROMPT, replace(config, seed=4), 1) != first
+    for beam in first:
+        assert beam.score == pytest.approx(np.mean(beam.log_probs)) and 0 <= min(beam.ids) and max(beam.ids) < VOCAB
+
+
+def test_extended_beams_are_drawn_as_their_totals_say():
+    """Chi-square over draws of one of two beams with three tokens each: 5 degrees of freedom, 20.5 is passed once in a
+    thousand seeds."""
+    logits = np.log(np.array([[0.5, 0.3, 0.2, 1e-9], [0.1, 0.3, 1e-9, 0.6]], np.float32))
+    beams, config = [Beam(total=0.0), Beam(total=-0.7)], GenerationConfig(do_sample=True, top_k=3, temperature=1.5)
+    shard, stream, counts = VocabShard(logits, 4, Group("alone", (0,), 0)), random_stream(1, 0), np.zeros((2, 4))
+    for _ in range(1000):
+        values, ids = _draw(shard, beams, 1, config, stream)
+        ((row, _),) = np.argwhere(ids >= 0)
+        counts[row, ids[row, 0]] += 1
+        assert values[row, 0] == pytest.approx(logits[row, ids[row, 0]] / 1.5, rel=1e-6)
+    weights = np.exp(logits.astype(np.float64) / 1.5 + np.array([[0.0], [-0.7]]))
+    kept = logits > -10
+    expected = 1000 * (weights / weights[kept].sum())[kept]
+    assert not counts[~kept].any()
+    assert ((counts[kept] - expected) ** 2 / expected).sum() < 20.5
+    drawn = _draw(shard, beams, 6, config, stream)[1]
+    assert (drawn >= 0).sum() == 6     # without replacement: all of them
 
 
 def test_more_beams_than_tokens(small):

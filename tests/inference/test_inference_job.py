@@ -1,6 +1,7 @@
 """inference.py as a whole, in one process: what it prints and what it refuses; the conversation."""
 
 import io
+import json
 import re
 
 import pytest
@@ -29,10 +30,10 @@ def loaded(folder):
     return load(configs("inference", folder))
 
 
-def conversation(loaded, max_length=None):
+def conversation(loaded, max_length=None, history_turns=None):
     generator = Generator([loaded.model], loaded.tokenizer.vocab_size, max_length or loaded.max_length)
     prompter = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False)
-    return Conversation(generator, prompter, GenerationConfig(6, frozenset(loaded.tokenizer.stop_ids)))
+    return Conversation(generator, prompter, GenerationConfig(6, frozenset(loaded.tokenizer.stop_ids)), history_turns)
 
 
 def blocks(text):
@@ -41,16 +42,18 @@ def blocks(text):
 
 
 def test_tasks_print_their_blocks(folder, capsys):
-    run(configs("inference", folder, "--task", "greedy", "do_sample", "beam_search", "--prompt", "A. one", "--prompt",
+    run(configs("inference", folder, "--task", "greedy", "do_sample", "beam_search",
+                "beam_search_with_sampling", "--prompt", "A. one", "--prompt",
                 "B. two", "--max-new-tokens", "6", "--num-beams", "2"))
     out = capsys.readouterr().out
     assert "ranks: 1 = tensor 1 x context 1 x data 1 x pipeline 1\n" in out
     assert re.search(rf"^successfully loaded checkpoint from {folder / 'checkpoint'} at iteration \d+ \(", out, re.M)
     found = blocks(out)
-    assert [title for title, _, _ in found] == ["Greedy Search"] * 2 + ["Do Sample"] * 2 + ["Beam Search"] * 2
-    assert [prompt for _, prompt, _ in found] == ["A. one", "B. two"] * 3
+    assert [title for title, _, _ in found] == ["Greedy Search"] * 2 + ["Do Sample"] * 2 + ["Beam Search"] * 2 + [
+        "Beam Search with sampling"] * 2
+    assert [prompt for _, prompt, _ in found] == ["A. one", "B. two"] * 4
     assert len(re.findall(r"^elapsed: [\d.]+ s \| new tokens: \d+ \| tokens/s: [\d.]+ \| ended by: ", out, re.M)) == 2
-    assert len(re.findall(r"^elapsed: [\d.]+ s \| new tokens: \d+ \| score: -[\d.]+$", out, re.M)) == 2
+    assert len(re.findall(r"^elapsed: [\d.]+ s \| new tokens: \d+ \| score: -[\d.]+$", out, re.M)) == 4
 
 
 def test_a_single_prompt_streams_what_several_print(folder, capsys):
@@ -81,13 +84,19 @@ def test_system_prompt_comes_first(loaded):
         assert prompter.conversation(turns) == [*tokenizer.bos_prefix, *system, *plain.conversation(turns)[prefix:]]
 
 
-def test_job_takes_the_system_prompt(folder, monkeypatch):
+def test_job_takes_the_system_prompt_and_the_tokenizers_own_template(folder, monkeypatch):
     seen = []
     monkeypatch.setattr("mindspeed_llm.tasks.inference.job.Job.generate", lambda job, task: seen.append(job._prompts))
-    for flags in ((), ("--system-prompt", "A B")):
+    template = folder / "tokenizer" / "chat_template.jinja"
+    template.write_text("[gMASK]<sop>{{ messages[0].content }}<|user|>{{ messages[1].content }}")
+    for flags in ((), ("--system-prompt", "A B"), ("--system-prompt", "A B", "--hf-chat-template")):
         run(configs("inference", folder, "--prompt", "A. one", *flags))
-    ((plain,), (told,)) = seen
+    template.unlink()
+    ((plain,), (told,), (own,)) = seen
     assert len(told) > len(plain) and told[-5:] == plain[-5:]
+    tokenizer = load(configs("inference", folder)).tokenizer
+    assert own == [*tokenizer.bos_prefix, *tokenizer.encode("A B"), tokenizer.special("<|user|>"),
+                   *tokenizer.encode("A. one")]
 
 
 def test_conversation_continues_from_its_cache(loaded):
@@ -109,6 +118,31 @@ def test_conversation_drops_its_oldest_turns(loaded):
         talk.ask(question)
     assert talk.turns[-2] == "D. four"
     assert len(talk.turns) < 8
+
+
+@pytest.mark.parametrize("history", [0, 1])
+def test_conversation_forgets_what_is_older_than_its_history(loaded, history):
+    """The third answer is the one of a conversation that began later."""
+    talk, later = conversation(loaded, history_turns=history), conversation(loaded)
+    for question in ("A. one", "B. two"):
+        talk.ask(question)
+    later.turns = talk.turns[4 - 2 * history:]
+    assert talk.ask("C. three") == later.ask("C. three")
+    assert talk.turns == later.turns and len(talk.turns) == 2 * history + 2
+
+
+def test_more_tokens_that_end_an_answer(folder, loaded, tmp_path):
+    tokenizer, file = loaded.tokenizer, tmp_path / "answers.jsonl"
+    flags = ("--max-new-tokens", "40", "--prompt", "A. one", "--output", str(file))
+    run(configs("inference", folder, *flags))
+    ids = json.loads(file.read_text())["ids"]
+    place, end = next((place, text) for place, text in enumerate(tokenizer.decode([token]) for token in ids)
+                      if text.strip() and tokenizer.encode(text) == [ids[place]] and ids[place] not in ids[:place])
+    run(configs("inference", folder, *flags, "--add-eos-token", "[MASK]", end))
+    answer = json.loads(file.read_text())
+    assert (answer["ids"], answer["finish_reason"]) == (ids[:place], "stop")
+    with pytest.raises(UserError, match="--add-eos-token What one question is no token of this tokenizer, but"):
+        run(configs("inference", folder, "--add-eos-token", "What one question"))
 
 
 @pytest.mark.parametrize(("clear", "leave"), [("/clear", "/exit"), ("clear", "exit"), ("new", "quit"), ("new", "q")])

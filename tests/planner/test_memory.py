@@ -10,7 +10,10 @@ from mindspeed_llm.tasks.planner.memory import communicators, stage_memory
 from planned import GLM4_9B, TINY, job, mesh
 
 
-@pytest.mark.parametrize("dtype", ["", "--bf16"])
+ADAPTERS = "--lora-target-modules linear_qkv linear_fc2 --lora-r 4"
+
+
+@pytest.mark.parametrize("dtype", ["", "--bf16", f"--bf16 {ADAPTERS}"])
 def test_bytes_are_those_of_real_buffers(dtype, monkeypatch):
     monkeypatch.setenv("DEVICE_TARGET", "CPU")
     from mindspeed_llm.core.parameters import ParameterSet
@@ -97,6 +100,17 @@ def test_optimizer_state_by_dtype_target_and_sharding():
     assert stage_memory(zero, 0).optimizer == 12 * -(-numel // 4)
     assert stage_memory(job(TINY, "", 1, CPU), 0).optimizer == 8 * numel  # fp32 parameters are their own masters
     assert stage_memory(job(TINY, "", 1, ASCEND), 0).optimizer == 8 * numel
+
+
+def test_a_frozen_model_has_weights_only_and_keeps_what_adapters_need():
+    plan, full = (job(TINY, f"--bf16 {more} {mesh(tp=2)}", 2) for more in (ADAPTERS, ""))
+    memory, qkv, hidden, ffn, layers = stage_memory(plan, 0), (8 + 2 * 2) * 8, 64, 96, 8
+    trained = layers * 4 * (hidden + qkv // 2 + ffn // 2 + hidden)     # A whole and B cut, A cut and B whole
+    assert memory.trained == trained and memory.gradients == 4 * trained and memory.optimizer == 12 * trained
+    assert memory.numel == stage_memory(full, 0).numel + trained
+    tokens = 64
+    # The inputs of linear_proj and linear_fc1 go, the latter's under sequence parallelism half; two products with A come.
+    assert activations.layer_kept(full) - activations.layer_kept(plan) == 2 * tokens * (hidden // 2 + hidden // 2 - 2 * 4)
 
 
 def test_logits_are_kept_up_to_one_chunk():

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mindspeed_llm.tasks.evaluation.prompts import format_prompt
+from mindspeed_llm.tasks.evaluation.prompts import STANDARD, Question
 from mindspeed_llm.tasks.quickstart.corpora import tokenizer_texts, write_corpora
 from mindspeed_llm.tasks.quickstart.world import make_world
 
@@ -83,7 +83,7 @@ def test_instructions_use_the_evaluation_prompt(folder, world):
     header, question, *options, last = row["instruction"].replace("\n\n", "\n").split("\n")
     subject = header.removesuffix(".").rsplit(" ", 1)[1]
     assert last == "Answer:"
-    rebuilt = format_prompt(subject, [], question, [option[3:] for option in options])
+    rebuilt = STANDARD.write(subject, [], Question(question, tuple(option[3:] for option in options)))
     assert rebuilt == row["instruction"]
     assert (folder / "mmlu/test" / f"{subject}_test.csv").is_file()
 

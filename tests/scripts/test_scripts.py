@@ -171,6 +171,8 @@ def test_inference_scripts(recorder, script, variable):
     assert configs.checkpoint.load == "weights"
     if configs.evaluation is not None:
         assert (configs.evaluation.task, configs.evaluation.task_data_path) == ("mmlu", "./mmlu/test/")
+        assert configs.evaluation.no_chat_template  # a base model
+        assert not recorder.configs(script, CHAT=1)[0].evaluation.no_chat_template
 
 
 def test_serving_script(recorder):

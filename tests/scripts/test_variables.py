@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,11 +16,12 @@ ASSIGNMENT = re.compile(r"([A-Z_]+)=\$\{\1:?-.*\}\s*(#.*)?")
 # A value that no script has by default, and what shows it in the command line; the value itself if nothing is said.
 VALUES = {"MASTER_PORT": "7654", "NNODES": "3", "NODE_RANK": "2", "NPUS_PER_NODE": "12", "TP": "3", "PP": "6",
           "CP": "5", "WORKERS": "17", "PORT": "8765", "MODEL": "glm4-tiny", "DTYPE": "fp16", "SP": "0", "DEVICE_TARGET": "CPU",
-          "LORA": "1", "PRECOMPUTE_REF": "0"}
+          "LORA": "1", "PRECOMPUTE_REF": "0", "CHAT": "1"}
 SHOWN_AS = {"NNODES": "--worker_num 36", "NODE_RANK": "--node_rank 2", "NPUS_PER_NODE": "--local_worker_num 12",
             "MODEL": "--hidden-size 128", "TP": "parallel-size 3", "PP": "parallel-size 6",
             "CP": "--context-parallel-size 5", "WORKERS": "--workers 17", "LOG_ROOT": None, "SP": None, "DEVICE_TARGET": None,
-            "API_KEY": None, "LORA": "--lora-r 16", "PRECOMPUTE_REF": None}
+            "API_KEY": None, "LORA": "--lora-r 16", "PRECOMPUTE_REF": None,
+            "CHAT": None}
 
 
 def top(script: str) -> list[str]:
@@ -77,6 +77,9 @@ def test_every_variable_has_its_effect(script, tmp_path):
     if "SP" in names:
         assert "--sequence-parallel" not in line
         assert "--sequence-parallel" in recorder.run(script, **(variables | {"SP": "1"}))[1]
+    if "CHAT" in names:
+        assert "--no-chat-template" not in line
+        assert "--no-chat-template" in recorder.run(script, **(variables | {"CHAT": "0"}))[1]
     if "PRECOMPUTE_REF" in names:
         assert "--precompute-ref" not in line
         assert "--precompute-ref" in recorder.run(script, **(variables | {"PRECOMPUTE_REF": "1"}))[1]

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from mindspeed_llm.checkpoint import open_checkpoint
+from mindspeed_llm.config.command_line import parse
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.lora import TARGETS
 from mindspeed_llm.core.structure import model_specs
+from mindspeed_llm.core.transformer.lora import ADAPTERS_OFF, ADAPTERS_ON
+from mindspeed_llm.runtime import autograd
+from mindspeed_llm.tasks.inference.loading import load
 from tests.training.test_training import losses
 
 ADAPTERS = ("--lora-target-modules", *TARGETS, "--lora-r", 4, "--lora-alpha", 8, "--lora-fusion")
@@ -69,6 +74,24 @@ def test_a_checkpoint_with_its_base_resumes_by_itself(adapt, train, base, tmp_pa
     assert equal(whole, tensors(tmp_path / "straight"))
     with open_checkpoint(base) as saved:
         assert all(np.array_equal(saved.read_global(name).array, whole[name]) for name in saved.names())
+
+
+def test_generation_has_the_adapters(adapt, base, tmp_path, tokenizer_dir, capsys):
+    adapt(*ADAPTERS, "--save", tmp_path / "adapters", "--lora-ckpt-filter")
+    loaded = load(parse("inference", ["--load", str(base), "--lora-load", str(tmp_path / "adapters"), "--lora-r", "4",
+                                      "--tokenizer-name-or-path", tokenizer_dir]))
+    assert f"successfully loaded checkpoint from {tmp_path / 'adapters'} at iteration 6" in capsys.readouterr().out
+    for name, tensor in tensors(tmp_path / "adapters").items():
+        if "/" not in name:
+            assert np.array_equal(loaded.model.parameters[name].asnumpy(), tensor), name
+    prompt = [5, 6, 7, 8]
+    _, shard = loaded.generator().prefill([prompt])
+    ids = Tensor(np.array([prompt], np.int32).T)
+    with autograd.no_grad():
+        with_, without = (loaded.model.logits(loaded.model.hidden_states(ids, loaded.model.training_context(4, adapters=use)))
+                          .asnumpy()[-1, 0, :loaded.tokenizer.vocab_size] for use in (ADAPTERS_ON, ADAPTERS_OFF))
+    generated = shard.logits[0, :loaded.tokenizer.vocab_size]
+    assert np.abs(generated - with_).max() < 1e-5 < np.abs(generated - without).max()
 
 
 def test_bad_input(adapt, train, base, tmp_path):

@@ -257,8 +257,8 @@ def test_exit_signal_saves(text_data, tokenizer_dir, tmp_path):
 def test_killed_at_any_moment_leaves_a_loadable_checkpoint(text_data, tokenizer_dir, tmp_path):
     rng = np.random.default_rng(0)
     reached = []
-    for _ in range(3):
-        job = _start(text_data, tokenizer_dir, tmp_path, "--save-interval", 1, "--load", tmp_path)
+    for background in ([], ["--async-save"], ["--async-save"]):
+        job = _start(text_data, tokenizer_dir, tmp_path, "--save-interval", 1, "--load", tmp_path, *background)
         for line in job.stdout:
             if "successfully saved" in line:
                 break

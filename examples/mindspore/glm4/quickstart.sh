@@ -67,7 +67,7 @@ NPUS_PER_NODE=2 TP=1 CHECKPOINT=./ckpt_pretrained job generate bash "$SCRIPTS/ge
     --no-chat-template --max-new-tokens 8 "${prompt_flags[@]}"
 
 evaluate() {
-    NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=$1 DATA_PATH=data/mmlu/test bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" \
+    CHAT=1 NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=$1 DATA_PATH=data/mmlu/test bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" \
         --seq-length "$LENGTH" --num-shots 0 --evaluation-batch-size 32 "${SAMPLES[@]}"
 }
 job evaluate_before evaluate ./ckpt_pretrained

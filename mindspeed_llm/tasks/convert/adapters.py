@@ -16,7 +16,7 @@ from mindspeed_llm.families import find_layout
 from mindspeed_llm.families.adapter_map import MappedAdapter, mapped_adapters
 from mindspeed_llm.tasks.convert import peft_directory
 from mindspeed_llm.tasks.convert.disk import replacing
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
+from mindspeed_llm.families.hf_directory import HfDirectory
 from mindspeed_llm.tasks.convert.hf_to_mcore import ITERATION, refuse_to_hide_training, saving, target_of
 from mindspeed_llm.tasks.convert.mcore_to_hf import check_same_model
 from mindspeed_llm.tasks.convert.peft_directory import CONFIG, WEIGHTS, Matrices

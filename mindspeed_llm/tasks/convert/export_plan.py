@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES
-from mindspeed_llm.tasks.convert.hf_directory import INDEX, SINGLE, HfDirectory
+from mindspeed_llm.families.hf_directory import INDEX, SINGLE, HfDirectory
 
 MAX_SHARD_BYTES = 5_000_000_000
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")

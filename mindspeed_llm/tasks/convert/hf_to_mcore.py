@@ -24,10 +24,11 @@ from mindspeed_llm.config.training import ConvertConfig
 from mindspeed_llm.config.validation import check_parallel
 from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import chunk_specs
-from mindspeed_llm.tasks.convert.disk import require_space
-from mindspeed_llm.tasks.convert.hf_directory import HfDirectory
 from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.hf_directory import HfDirectory
 from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
+from mindspeed_llm.tasks.convert.disk import require_space
+from mindspeed_llm.tasks.convert.parts import row_ranges
 
 ITERATION = 1
 
@@ -35,8 +36,8 @@ ITERATION = 1
 def convert(config: ConvertConfig) -> int:
     """Convert `config.load_dir` into `config.save_dir`; returns the iteration written (1).
 
-    Peak memory is about one tensor of a rank. Raises UserError or FileNotFoundError for bad input before anything is
-    written; on any later failure what was written is removed.
+    Peak memory is a part of a tensor. Raises UserError or FileNotFoundError for bad input before anything is written; on
+    any later failure what was written is removed.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.load_dir, find_layout(config.model_type_hf), "--load-dir") as source:
@@ -117,18 +118,19 @@ def _shard(source: HfDirectory, mapped: Mapped, rank: int, size: int, dtype: str
     spec, own = mapped.spec, source.dtype(mapped.pieces[0].name)
     shape = spec.local_shape(rank, size)
 
-    def load() -> np.ndarray:
-        out = np.empty(math.prod(shape), NUMPY_DTYPES[own])
-        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
-        source.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
-        try:
-            result = cast(out, own, dtype or own)
-        except UserError as error:
-            raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
-        progress.update(result.nbytes)
-        return result.reshape(shape)
+    def parts() -> Iterator[np.ndarray]:
+        for start, stop in row_ranges(shape, NUMPY_DTYPES[own].itemsize):
+            out = np.empty(stop - start, NUMPY_DTYPES[own])
+            boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size), start, stop)
+            source.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
+            try:
+                result = cast(out, own, dtype or own)
+            except UserError as error:
+                raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
+            progress.update(result.nbytes)
+            yield result
 
-    return LazyTensor(dtype or own, shape, load)
+    return LazyTensor(dtype or own, shape, parts)
 
 
 def _itemsize(source: HfDirectory, mapped: Mapped, dtype: str | None) -> int:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import SHAPE_FIELDS, ModelConfig
 from mindspeed_llm.config.shape import merge_model, require_noop_layers
 from mindspeed_llm.config.training import ConvertConfig
+from mindspeed_llm.families import find_layout
+from mindspeed_llm.families.hf_directory import INDEX, SINGLE, HfDirectory
+from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
 from mindspeed_llm.tasks.convert.disk import replacing, require_space
 from mindspeed_llm.tasks.convert.export_plan import (WEIGHT_FILE, Shard, Tensor, files_to_copy, index_text, plan_shards)
-from mindspeed_llm.tasks.convert.hf_directory import INDEX, SINGLE, HfDirectory
 from mindspeed_llm.tasks.convert.merging import MergedCheckpoint
-from mindspeed_llm.families import find_layout
-from mindspeed_llm.families.weight_map import Mapped, hf_shapes, mapped_tensors
+from mindspeed_llm.tasks.convert.parts import row_ranges
 
 Source = Checkpoint | MergedCheckpoint
 _CONFIG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -37,8 +39,8 @@ def convert(config: ConvertConfig) -> int:
     `config.hf_dir` is the original model: layout, config, tokenizer and, if they are there, its shards' split. Adapters, of
     `config.lora_load` or of the checkpoint itself, are merged.
 
-    Peak memory is about one tensor. Bad input raises UserError or FileNotFoundError before anything is written; the
-    directory appears under its name only when it is complete.
+    Peak memory is a part of a tensor (a whole one where adapters are merged into it). Bad input raises UserError or
+    FileNotFoundError before anything is written; the directory appears under its name only when it is complete.
     """
     check_tag(config.params_dtype, "--params-dtype")
     with HfDirectory(config.hf_dir, find_layout(config.model_type_hf), "--hf-dir (--hf-cfg-dir)") as original:
@@ -90,10 +92,10 @@ def _write_shards(checkpoint: Source, original: HfDirectory, mapped: list[Mapped
             with SafetensorsWriter(staging / shard.file, heads, shard.metadata) as writer:
                 for name in shard.names:
                     if name in boxes:
-                        writer.write(_assemble(checkpoint, name, boxes[name], tensors[name]))
+                        writer.write_parts(_assemble(checkpoint, name, boxes[name], tensors[name], progress))
                     else:
                         writer.write(_buffer(original, name, shard.file, tensors[name]))
-                    progress.update(tensors[name].nbytes)
+                        progress.update(tensors[name].nbytes)
 
 
 def _hf_boxes(mapped: list[Mapped]) -> dict[str, dict[str, list[Box]]]:
@@ -109,15 +111,29 @@ def _hf_boxes(mapped: list[Mapped]) -> dict[str, dict[str, list[Box]]]:
     return dict(boxes)
 
 
-def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor: Tensor) -> np.ndarray:
+def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor: Tensor, progress: tqdm
+              ) -> Iterator[np.ndarray]:
+    """The elements of an HF tensor, a run of rows at a time."""
     own = checkpoint.dtype(next(iter(parts)))
-    out = np.empty(math.prod(tensor.shape), NUMPY_DTYPES[own])
-    for mcore_name, boxes in parts.items():
-        checkpoint.fill(mcore_name, tuple(boxes), out)
-    try:
-        return cast(out, own, tensor.dtype)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+    for start, stop in row_ranges(tensor.shape, NUMPY_DTYPES[own].itemsize):
+        out = np.empty(stop - start, NUMPY_DTYPES[own])
+        for mcore_name, boxes in parts.items():
+            checkpoint.fill(mcore_name, tuple(_within(boxes, start, stop)), out)
+        try:
+            result = cast(out, own, tensor.dtype)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        progress.update(result.nbytes)
+        yield result
+
+
+def _within(boxes: list[Box], start: int, stop: int) -> Iterator[Box]:
+    """What of the boxes, which are runs of whole rows, lies in the flat range; offsets count from `start`."""
+    for box in boxes:
+        first, last = (min(max(edge, box.offset), box.offset + box.rows * box.cols) for edge in (start, stop))
+        if first < last:
+            row = box.row + (first - box.offset) // box.cols
+            yield Box(row, box.col, (last - first) // box.cols, box.cols, first - start, box.stride)
 
 
 def _buffer(original: HfDirectory, name: str, file_name: str, tensor: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from mindspeed_llm.checkpoint.files import write_text
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile, SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.lora import LoraConfig
-from mindspeed_llm.tasks.convert.hf_directory import read_json_object
+from mindspeed_llm.families.hf_directory import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

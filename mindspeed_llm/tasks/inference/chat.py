@@ -16,10 +16,14 @@ HELP = (f"Commands: {', '.join(CLEAR)} forgets the conversation; {', '.join(EXIT
 
 
 class Conversation:
-    """What was said, and a cache of the tokens that the model has been through."""
+    """What was said, and a cache of the tokens that the model has been through.
 
-    def __init__(self, generator: Generator, prompter: Prompter, config: GenerationConfig) -> None:
-        self._generator, self.prompter = generator, prompter
+    history_turns: earlier questions, with their answers, that the model is shown at most.
+    """
+
+    def __init__(self, generator: Generator, prompter: Prompter, config: GenerationConfig,
+                 history_turns: int | None = None) -> None:
+        self._generator, self.prompter, self._history = generator, prompter, history_turns
         self._config, self._sample = config, sampler(config)
         self.clear()
 
@@ -49,6 +53,8 @@ class Conversation:
         return text
 
     def _fit(self, turns: list[str]) -> tuple[list[str], list[int]]:
+        if self._history is not None:
+            turns = turns[-(2 * self._history + 1):]
         while True:
             prompt = self.prompter.conversation(turns)
             if len(prompt) < self._generator.max_length or len(turns) == 1:

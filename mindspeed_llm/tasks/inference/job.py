@@ -11,11 +11,11 @@ Rank 0 prints, for every task but chat and every prompt, a block of this form (s
     =============================================
     elapsed: 1.23 s | new tokens: 45 | tokens/s: 36.6 | ended by: stop
 
-The titles are `Greedy Search`, `Do Sample` and `Beam Search`. With a single prompt the answer appears as it is
-generated (beam search excepted: its answer is known at the end). Several prompts run together, up to TOGETHER at a
-time; the numbers then are those of all of them, printed once after the last block. `ended by` is `stop` (the model's
-stop token), `length` (--max-new-tokens) or `positions` (the longest sequence that the model takes). A beam search has
-`score` there, the mean log-probability of the answer's tokens.
+The titles are `Greedy Search`, `Do Sample`, `Beam Search` and `Beam Search with sampling`. With a single prompt the
+answer appears as it is generated (beam search excepted: its answer is known at the end). Several prompts run
+together, up to TOGETHER at a time; the numbers then are those of all of them, printed once after the last block.
+`ended by` is `stop` (the model's stop token), `length` (--max-new-tokens) or `positions` (the longest sequence that
+the model takes). A beam search has `score` there, the mean log-probability of the answer's tokens.
 
 With `--output` rank 0 also writes a JSON line for every task but chat and every prompt: `task`, `prompt`, `text`,
 `ids`, `log_probs` (of each id, see `decoding.Answer` and `beam_search.Hypothesis`), `finish_reason` (as `ended by`),
@@ -46,7 +46,9 @@ DEFAULT_PROMPTS = ("What is the capital of France?", "Explain in one sentence wh
 
 TOGETHER = 32  # prompts whose caches are in memory at a time
 
-_TITLES = {"greedy": "Greedy Search", "do_sample": "Do Sample", "beam_search": "Beam Search"}
+_TITLES = {"greedy": "Greedy Search", "do_sample": "Do Sample", "beam_search": "Beam Search",
+           "beam_search_with_sampling": "Beam Search with sampling"}
+_SAMPLED = ("do_sample", "beam_search_with_sampling")
 _RULE = "=" * 15
 
 
@@ -70,8 +72,8 @@ def run(configs: Configs) -> None:
     for task in config.task:
         if task == "chat":
             job.chat()
-        elif task == "beam_search":
-            job.beam_search()
+        elif task in ("beam_search", "beam_search_with_sampling"):
+            job.beam_search(task)
         else:
             job.generate(task)
     barrier()
@@ -118,27 +120,28 @@ class Job:
             self._record(task, self._texts[group], answers[group])
         self._print(_summary(answers, time.time() - started))
 
-    def beam_search(self) -> None:
-        """Beam search, prompt after prompt."""
-        for text, prompt in zip(self._texts, self._prompts, strict=True):
+    def beam_search(self, task: str) -> None:
+        """Beam search, with sampling or not, prompt after prompt."""
+        for number, (text, prompt) in enumerate(zip(self._texts, self._prompts, strict=True)):
             started = time.time()
-            best = beam_search(self._generator, prompt, self._how("beam_search"))[0]
-            self._open_block("beam_search", text)
+            best = beam_search(self._generator, prompt, self._how(task), number)[0]
+            self._open_block(task, text)
             self._print(self._prompter.text(best.ids))
-            self._close_block("beam_search")
+            self._close_block(task)
             self._print(f"elapsed: {time.time() - started:.2f} s | new tokens: {len(best.ids)} | "
                         f"score: {best.score:.4f}")
-            self._record("beam_search", [text], [best])
+            self._record(task, [text], [best])
 
     def chat(self) -> None:
         """A conversation over rank 0's standard input."""
         reshaped = self._explicit & {"temperature", "top_k", "top_p"}
-        conversation = Conversation(self._generator, self._prompter, self._how("do_sample" if reshaped else "greedy"))
+        conversation = Conversation(self._generator, self._prompter, self._how("do_sample" if reshaped else "greedy"),
+                                    self._config.history_turns)
         chat(conversation, Inbox(self._world), self._speaks)
 
     def _how(self, task: str) -> GenerationConfig:
         config = self._config
-        return GenerationConfig(config.max_new_tokens, frozenset(self._tokenizer.stop_ids), task == "do_sample",
+        return GenerationConfig(config.max_new_tokens, frozenset(self._tokenizer.stop_ids), task in _SAMPLED,
                                 config.temperature, config.top_k, config.top_p, self._seed, config.num_beams,
                                 config.repetition_penalty, log_probs=bool(config.output))
 

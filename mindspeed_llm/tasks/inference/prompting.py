@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mindspeed_llm.config.command_line import Configs
+from mindspeed_llm.data.hf_template import HfTemplate
 from mindspeed_llm.data.templates import Message, Template, get_template
 from mindspeed_llm.data.tokenizer import Tokenizer
 
@@ -11,18 +12,21 @@ CHAT_TEMPLATE = "glm4"
 
 class Prompter:
     """Writes prompts in the chat template of --prompt-type (default: the one of the family that the tokenizer is of, else
-    glm4), or as they are under --no-chat-template.
+    glm4), in the one that comes with the tokenizer under --hf-chat-template, or as they are under --no-chat-template.
 
     Either way the ids begin with the tokenizer's prefix (`[gMASK]<sop>`), without which GLM4 does badly.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None, system_prompt: str = "") -> None:
+    def __init__(self, tokenizer: Tokenizer, template: Template | HfTemplate | None,
+                 system_prompt: str = "") -> None:
         self.tokenizer, self.template, self._system_prompt = tokenizer, template, system_prompt
 
     @classmethod
     def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "") -> "Prompter":
-        """What the command line says. Raises UserError for an unknown template."""
+        """What the command line says. Raises UserError for an unknown template, FileNotFoundError for a missing one."""
         data = configs.data
+        if configs.inference is not None and configs.inference.hf_chat_template:
+            return cls(tokenizer, HfTemplate(data.tokenizer_name_or_path), system_prompt)
         template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
         return cls(tokenizer, template, system_prompt)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.checkpoint.files import write_text
-from mindspeed_llm.tasks.evaluation.prompts import format_prompt
+from mindspeed_llm.tasks.evaluation import prompts
 from mindspeed_llm.tasks.quickstart.world import KINDS, SUBJECTS, Question, World, documents, questions
 
 DEV_ROWS = 5
@@ -36,8 +36,8 @@ class Counts:
 
 def instruction_rows(world: World, seed: int) -> list[dict[str, str]]:
     """Alpaca rows about the tuned names in a random order; the prompt is the zero-shot form of the evaluation."""
-    rows = [{"instruction": format_prompt(item.subject, [], item.question, item.options), "input": "",
-             "output": item.answer} for item in questions(world.tuned)]
+    rows = [{"instruction": prompts.STANDARD.write(item.subject, [], prompts.Question(item.question, item.options)),
+             "input": "", "output": item.answer} for item in questions(world.tuned)]
     random.Random(f"instructions {seed}").shuffle(rows)
     return rows
 

@@ -1,18 +1,19 @@
 """A Hugging Face model directory: config.json, safetensors shards, their index. Nothing in it is executed."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.checkpoint.boxes import Box, Source, fill
-from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS
+from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS, StoredTensor, cast
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.families import LAYOUTS
-from mindspeed_llm.families.weight_map import HfLayout, Piece
+from mindspeed_llm.families.weight_map import HfLayout, Mapped, Piece
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -44,6 +45,10 @@ class HfDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
         for file in self._files.values():
             file.close()
 
@@ -130,6 +135,21 @@ class HfDirectory:
             raise ValueError(f"the map of {pieces[0].name} leaves {left} unfilled")
         for name in {piece.name for piece in pieces} - {None}:
             self._where[name].release(name)
+
+    def read(self, mapped: Mapped, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
+        """An mcore tensor as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given.
+
+        Raises UserError naming the tensor for values that do not fit the dtype.
+        """
+        spec, own = mapped.spec, self.dtype(mapped.pieces[0].name)
+        shape = spec.local_shape(rank, size)
+        out = np.empty(math.prod(shape), NUMPY_DTYPES[own])
+        boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
+        self.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
+        try:
+            return StoredTensor(cast(out, own, dtype or own).reshape(shape), dtype or own)
+        except UserError as error:
+            raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
 
     def _check_layout(self, layout: HfLayout, config_path: Path) -> None:
         if layout.matches(self.config):
