@@ -1,6 +1,6 @@
 """Preference tuning of a tiny model on a file of ShareGPT-style pairs, and a picture of how it went.
 
-    python benchmarks/preference_run.py dpo_en_demo.json work --figure docs/images/dpo_curves.png
+    python benchmarks/preference_run.py dpo_en_demo.json work docs/images/dpo_curves.png
 
 Trains a tokenizer on the file's text, pre-trains a model of glm4-tiny's size on it (300 iterations), then runs
 dpo_glm4_9b_8k_ms.sh for 200 iterations with the pre-trained model as reference: 9 of 10 pairs for training, the rest
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pairs", type=Path, help="JSON list of objects with conversations, chosen, rejected")
     parser.add_argument("work", type=Path, help="folder for everything that is made")
-    parser.add_argument("--figure", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("figure", type=Path, help="PNG file to write")
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

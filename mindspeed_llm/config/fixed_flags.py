@@ -43,7 +43,6 @@ FIXED_FLAGS = (
              "--reset-attention-mask keeps apart they are the same from any first position"),
     _ignored("--neat-pack", "--pack always numbers the conversations of a row, and they never see each other"),
     _ignored("--tokenizer-not-use-fast", "the ids are the same either way: a slow tokenizer's own code is never run"),
-    _ignored("--hf-chat-template", "prompts are in the chat template of the tokenizer's family anyway"),
     _ignored("--distributed-backend", "collectives follow the device target", kind.choice("nccl", "hccl")),
     _ignored("--ckpt-format", "there is one checkpoint format", kind.choice("torch")),
     _ignored("--ai-framework", "there is one framework", kind.choice("mindspore")),

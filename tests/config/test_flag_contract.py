@@ -221,7 +221,7 @@ WITHOUT_EFFECT = [
     "--no-create-attention-mask-in-dataloader", "--distributed-backend nccl", "--distributed-backend hccl",
     "--ckpt-format torch", "--ai-framework mindspore", "--use-fused-rotary-pos-emb",
     "--variable-seq-lengths", "--use-cp-send-recv-overlap", "--enable-thinking", "--enable-thinking true",
-    "--tokenizer-not-use-fast", "--hf-chat-template", "--streaming", "--neat-pack", "--reset-position-ids",
+    "--tokenizer-not-use-fast", "--streaming", "--neat-pack", "--reset-position-ids",
     "--lora-fusion",
 ]
 

@@ -12,7 +12,7 @@ from mindspeed_llm.core.context_parallel import sums
 from mindspeed_llm.training.objectives import preference
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
 from mindspeed_llm.training.loop import Trainer
-from tests.golden.preference_trial import CASES, PreferenceTrial
+from tests.golden.preference_trial import PreferenceTrial
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_pairs, write_ramps
 
 
@@ -35,11 +35,10 @@ BUGS = {"log-probabilities not summed over the parts of a sequence":
                 name: 2 * value for name, value in honest(config, scores, logps).items()})}
 
 
-def errors(parallel: dict, micro_batch: int, bug: str | None = None) -> dict[str, dict[str, float]]:
-    """`{case: errors}` of every recorded case (with a bug: of the first)."""
+def errors(parallel: dict, micro_batch: int, cases: list[str], bug: str | None = None) -> dict[str, dict[str, float]]:
+    """`{case: errors}` of recorded cases."""
     with BUGS[bug]() if bug else nullcontext():
-        return {case: PreferenceTrial(case, ParallelConfig(**parallel), micro_batch).measure()
-                for case in (CASES[:1] if bug else CASES)}
+        return {case: PreferenceTrial(case, ParallelConfig(**parallel), micro_batch).measure() for case in cases}
 
 
 def write_job(folder: Path) -> None:

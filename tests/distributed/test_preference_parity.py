@@ -7,6 +7,7 @@ from tests.distributed.preference_cases import BUGS, write_job
 from tests.golden.preference_trial import CASES
 
 TOLERANCE = 2e-5
+ERRORS = "tests.distributed.preference_cases:errors"
 CONTEXT = {"context_parallel_size": 2}
 LAYOUTS = {
     "tp2 sp": (2, 2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
@@ -15,7 +16,9 @@ LAYOUTS = {
     "dp2": (2, 1, {"use_distributed_optimizer": True}),
     "pp2 virtual cp2 ulysses": (4, 1, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1,
                                        "context_parallel_algo": "ulysses_cp_algo", **CONTEXT}),
-    "tp2 dp2": (4, 1, {"tensor_model_parallel_size": 2, "overlap_grad_reduce": True}),
+}
+FULL = {
+    "tp2 dp2": (4, 1, {"tensor_model_parallel_size": 2, "overlap_grad_reduce": True}), **LAYOUTS,
 }
 
 
@@ -24,13 +27,24 @@ def _worst(ranks):
     return {case: {what: max(rank[case][what] for rank in ranks) for what in found} for case, found in ranks[0].items()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_metrics_and_gradients(layout, ranks):
-    world, micro_batch, parallel = LAYOUTS[layout]
-    worst = _worst(ranks(world).run("tests.distributed.preference_cases:errors", parallel, micro_batch))
-    assert tuple(worst) == CASES
+def _check(layout, cases, ranks):
+    world, micro_batch, parallel = FULL[layout]
+    worst = _worst(ranks(world).run(ERRORS, parallel, micro_batch, cases))
+    assert list(worst) == cases
     for case, found in worst.items():
         assert max(found.values()) < TOLERANCE, (case, found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_metrics_and_gradients(layout, ranks):
+    """With a sum of log-probabilities and the chosen answers' cross entropy, and with means of them."""
+    _check(layout, ["smooth", "ipo"], ranks)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", FULL)
+def test_all_losses(layout, ranks):
+    _check(layout, list(CASES), ranks)
 
 
 def test_a_run_with_precomputed_reference_is_that_of_one_process(ranks, tmp_path):
@@ -53,5 +67,5 @@ def test_a_run_with_precomputed_reference_is_that_of_one_process(ranks, tmp_path
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_tolerance_catches_a_planted_bug(bug, ranks):
-    worst = _worst(ranks(2).run("tests.distributed.preference_cases:errors", CONTEXT, 2, bug))
+    worst = _worst(ranks(2).run(ERRORS, CONTEXT, 2, ["sigmoid"], bug))
     assert max(max(found.values()) for found in worst.values()) > 100 * TOLERANCE, worst

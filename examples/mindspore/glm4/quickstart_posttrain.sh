@@ -49,7 +49,8 @@ python -m mindspeed_llm.tasks.quickstart compare --full-log evaluate_after.log -
 # From the tuned model: which of two letters is right, of questions about the names that it was tuned on.
 stage make_pairs python -m mindspeed_llm.tasks.quickstart make-pairs --save-dir data
 INPUT=data/pairs.json OUTPUT_PREFIX=dataset/pairs WORKERS=1 \
-    stage data_pairs bash "$SCRIPTS/data_convert_glm4_tune.sh" --handler-name AlpacaStylePairwiseHandler --seq-length 64
+    stage data_pairs bash "$SCRIPTS/data_convert_glm4_tune.sh" --handler-name AlpacaStylePairwiseHandler --pack=false \
+    --seq-length 64
 NPUS_PER_NODE=2 TP=2 PP=1 CKPT_LOAD_DIR=./ckpt_tuned CKPT_SAVE_DIR=./ckpt_dpo DATA_PATH=dataset/pairs \
     stage dpo bash "$SCRIPTS/dpo_glm4_9b_8k_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
     --train-iters "$DPO_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 1e-3 --min-lr 5e-4 \
