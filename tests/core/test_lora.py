@@ -18,8 +18,11 @@ from tests.golden.trial import Trial
 TOLERANCE = 2e-5
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute_granularity": "full", "recompute_method": "uniform",
-                                          "recompute_num_layers": 2}], ids=["plain", "recompute"])
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+
+
+@pytest.mark.parametrize("backend, options", [("reference", {}), ("cpu", {}), ("cpu", RECOMPUTE)], indirect=["backend"],
+                         ids=["reference", "cpu", "cpu recompute"])
 def test_losses_and_gradients_are_those_of_peft(backend, options):
     golden = Golden.of_lora()
     errors = Trial(golden, ParallelConfig(**options), micro_batch=2).errors()
