@@ -37,7 +37,7 @@ NPUS_PER_NODE=2 TP=2 PP=1 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_l
     stage tune_lora bash "$SCRIPTS/tune_glm4_9b_4k_lora_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
     --train-iters "$LORA_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 5e-3 --min-lr 5e-4 \
     --lr-warmup-fraction 0.1 --tensorboard-dir tensorboard/tune_lora
-NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_pretrained DATA_PATH=data/mmlu/test \
+CHAT=1 NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_pretrained DATA_PATH=data/mmlu/test \
     stage evaluate_lora bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" --lora-load ./ckpt_lora --seq-length "$LENGTH" --num-shots 0 \
     --evaluation-batch-size 32 "${SAMPLES[@]}"
 export MCORE_DIR=./ckpt_pretrained LORA_DIR=./ckpt_lora
@@ -55,7 +55,7 @@ NPUS_PER_NODE=2 TP=2 PP=1 CKPT_LOAD_DIR=./ckpt_tuned CKPT_SAVE_DIR=./ckpt_dpo DA
     stage dpo bash "$SCRIPTS/dpo_glm4_9b_8k_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
     --train-iters "$DPO_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 1e-3 --min-lr 5e-4 \
     --lr-warmup-fraction 0.1 --recompute-num-layers 1 --tensorboard-dir tensorboard/dpo
-NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_dpo DATA_PATH=data/mmlu/test \
+CHAT=1 NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_dpo DATA_PATH=data/mmlu/test \
     stage evaluate_dpo bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" --seq-length "$LENGTH" --num-shots 0 \
     --evaluation-batch-size 32 "${SAMPLES[@]}"
 python -m mindspeed_llm.tasks.quickstart preferences --dpo-log dpo.log --before-log evaluate_after.log \
