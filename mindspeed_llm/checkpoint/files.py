@@ -1,7 +1,14 @@
 """Files and directories that appear whole or not at all."""
 
+from __future__ import annotations
+
+import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def sync_directory(path: str | os.PathLike) -> None:
@@ -14,12 +21,24 @@ def sync_directory(path: str | os.PathLike) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` (UTF-8) to a temporary name beside `path`, fsync, rename over `path`."""
+    """`write_bytes` of `text` in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_picture(path: str | os.PathLike, figure: Figure, dpi: int = 100) -> None:
+    """`write_bytes` of a Matplotlib figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi)
+    write_bytes(path, png.getvalue())
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to a temporary name beside `path`, fsync, rename over `path`."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -12,7 +12,6 @@ LOSS = "lm loss"
 VALIDATION = "validation loss"
 _ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+) \|(.*)\|")
 _VALIDATION = re.compile(r"validation loss at iteration (\d+) \| lm loss value: (\S+) \|")
-_MARK = "validation loss at iteration"
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,26 @@ def read_run(path: str | Path, name: str = "") -> Run:
     Raises:
         UserError: when the log has no iteration line.
     """
+    run = _parsed(read_log(path), name or str(path))
+    if run is None:
+        raise UserError(f"{path} has no iteration lines: the training job did not get that far; read the log's end")
+    return run
+
+
+def _parsed(text: str, name: str) -> Run | None:
+    """The run of a log's text; None when it has no iteration line."""
     iterations: dict[int, Iteration] = {}
     validation: dict[int, float] = {}
-    for line in read_log(path).splitlines():
-        if _MARK in line:
-            found = _VALIDATION.search(line)
-            if found:
-                validation[int(found[1])] = float(found[2])
+    for line in text.splitlines():
+        if found := _VALIDATION.search(line):
+            validation[int(found[1])] = float(found[2])
         elif found := _ITERATION.search(line):
             values = _fields(found[3])
             if LOSS in values:
                 iterations[int(found[1])] = Iteration(int(found[1]), int(found[2]), values)
     if not iterations:
-        raise UserError(f"{path} has no iteration lines: the training job did not get that far; read the log's end")
-    return Run(name or str(path), [iterations[number] for number in sorted(iterations)], validation)
+        return None
+    return Run(name, [iterations[number] for number in sorted(iterations)], validation)
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Run]:
@@ -105,8 +110,8 @@ def find_runs(places: Iterable[str | Path]) -> list[Run]:
             continue
         if not place.is_dir():
             raise FileNotFoundError(f"{place}: no such log or directory; the scripts write logs into LOG_ROOT (logs)")
-        found = [read_run(path, _name(path, place)) for path in sorted(place.rglob("*.log"))
-                 if path.name != "msrun.log" and _ITERATION.search(read_log(path))]
+        logs = [path for path in sorted(place.rglob("*.log")) if path.name != "msrun.log"]
+        found = [run for path in logs if (run := _parsed(read_log(path), _name(path, place))) is not None]
         if not found:
             raise UserError(f"{place} has no log with iteration lines: give the directory of a training job's logs, or "
                             "wait until it has logged an iteration")

@@ -9,32 +9,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took from `start` to `stop` (ns of the monotonic clock) on a thread; `depth` counts the spans around
-    it there. `details` are shown beside it.
-    """
+    """Something that took from `start` to `stop` (ns of the monotonic clock) on a thread. `details` are shown beside it."""
 
     name: str
     category: str
     start: int
     stop: int
     thread: int
-    depth: int
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        return (self.stop - self.start) / 1e9
+    details: dict[str, Any]
 
 
 _spans: list[Span] | None = None
-_depth = threading.local()
 
 
 def start() -> None:
@@ -57,13 +48,11 @@ def span(name: str, category: str, **details: Any) -> Iterator[None]:
     if kept is None:
         yield
         return
-    depth = _depth.value = getattr(_depth, "value", 0) + 1
     begun = time.monotonic_ns()
     try:
         yield
     finally:
-        kept.append(Span(name, category, begun, time.monotonic_ns(), threading.get_ident(), depth - 1, details))
-        _depth.value = depth - 1
+        kept.append(Span(name, category, begun, time.monotonic_ns(), threading.get_ident(), details))
 
 
 def traced(category: str, name: str | None = None) -> Callable[[Callable], Callable]:

@@ -15,7 +15,6 @@ from mindspeed_llm.runtime.collectives import barrier
 from mindspeed_llm.runtime.memory import from_numpy
 from mindspeed_llm.training.micro_batch import MicroBatch
 
-_EMBEDDING = "embedding.word_embeddings.weight"
 _SIDE = 2048   # of the matrices whose product is timed
 _TRIES = 3
 
@@ -46,9 +45,11 @@ class Throughput:
 
 def _products(chunk: GPTModel) -> int:
     """FLOPs of a token in the linear layers of a chunk, forward and backward."""
-    tied_output = chunk.last and not chunk.model.untie_embeddings_and_output_weights
-    specs = [spec for spec in chunk.parameters.specs.values()
-             if len(spec.shape) == 2 and (tied_output or spec.name != _EMBEDDING)]
+    embedding, output = chunk.parts.embedding, chunk.parts.output_layer
+    looked_up = {embedding.weight.name} if embedding is not None else set()
+    if output is not None:
+        looked_up -= {output.weight.name}   # tied: a product too
+    specs = [spec for name, spec in chunk.parameters.specs.items() if len(spec.shape) == 2 and name not in looked_up]
     return sum(2 * math.prod(spec.shape) * (3 if spec.trainable else 2) for spec in specs)
 
 

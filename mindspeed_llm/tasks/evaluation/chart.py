@@ -1,9 +1,9 @@
 """Accuracies as a bar chart."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mindspeed_llm.checkpoint.files import write_picture
 from mindspeed_llm.tasks.evaluation.results import SubjectResult, by_category, summary
 
 _ROW, _WIDTH = 0.28, 9.0  # inches: of a bar's row, of the picture
@@ -13,7 +13,6 @@ def write_chart(file: Path, task: str, results: Sequence[SubjectResult], categor
     """A PNG with a bar of each subject, category and the total, coloured by category, and 95% intervals (1.96 standard
     errors). It appears whole or not at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(categories.values()))
@@ -31,9 +30,4 @@ def write_chart(file: Path, task: str, results: Sequence[SubjectResult], categor
     axes.set_xlim(0, 1)
     axes.set_xlabel("accuracy, with 95% interval")
     axes.set_title(task)
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_picture(file, figure)

@@ -1,10 +1,11 @@
 """`--report`: how long the documents or conversations are, on the terminal and as a picture."""
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
+
+from mindspeed_llm.checkpoint.files import write_picture
 
 BARS = 20
 WIDTH = 50
@@ -59,9 +60,4 @@ def _draw(counts: np.ndarray, edges: np.ndarray, picture: str | Path, seq_length
     if seq_length is not None and seq_length <= edges[-2] + width:
         axes.axvline(seq_length, color="tab:red", linestyle="--", label=f"--seq-length {seq_length}")
         axes.legend()
-    temporary = f"{picture}.tmp-{os.getpid()}"
-    try:
-        figure.savefig(temporary, format="png", dpi=120)
-        os.replace(temporary, picture)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_picture(picture, figure, dpi=120)

@@ -1,10 +1,9 @@
 """The quickstart's closing report: what the six jobs did, in numbers, with a picture of the losses."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindspeed_llm.checkpoint.files import write_text
+from mindspeed_llm.checkpoint.files import write_picture, write_text
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.report.logs import Iteration, read_log, read_run
 from mindspeed_llm.tasks.quickstart.logs import Accuracy, read_accuracy, read_times
@@ -87,23 +86,14 @@ def draw_losses(results: Results, path: str | Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for axis, title, iterations in zip(axes, ("pre-training", "fine-tuning"), (results.pretrain, results.tune)):
         axis.plot([line.number for line in iterations], [line.loss for line in iterations], color="tab:blue")
         axis.set(title=title, xlabel="iteration", ylabel="loss (nats per token)")
         axis.set_yscale("log")
         axis.grid(True, which="both", alpha=0.3)
-    try:
-        with open(temporary, "wb") as file:
-            figure.savefig(file, format="png", dpi=110)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        pyplot.close(figure)
-        temporary.unlink(missing_ok=True)
+    write_picture(path, figure, dpi=110)
+    pyplot.close(figure)
 
 
 def write_report(directory: str | Path, results: Results) -> Path:

@@ -1,6 +1,7 @@
 """The objects of the OpenAI API that answers are put into: whole ones and the chunks of a stream."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class _Choice:
     reason: str | None = None
 
 
-class Form:
+class Form(ABC):
     """What the forms of both endpoints have in common. `log_probs`: whether the tokens' are asked for."""
 
     kind = ""
@@ -87,17 +88,21 @@ class Form:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.kind, "choices": choices}
 
+    @abstractmethod
     def _content(self, choice: _Choice) -> dict[str, Any]:
-        raise NotImplementedError
+        """A whole answer."""
 
+    @abstractmethod
     def _piece(self, delta: Delta) -> dict[str, Any]:
-        raise NotImplementedError
+        """What is new of an answer."""
 
+    @abstractmethod
     def _entry(self, event: TokenEvent, offset: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """The log-probabilities of one token."""
 
+    @abstractmethod
     def _gathered(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        raise NotImplementedError
+        """Those of several tokens; None if they are not asked for."""
 
     def _entries(self, delta: Delta) -> list[dict[str, Any]]:
         if not self._log_probs:
