@@ -138,7 +138,8 @@ def make_model(options) -> None:
     torch.manual_seed(3)
     model = GlmForCausalLM(GlmConfig(
         vocab_size=BENCH["padded_vocab_size"], hidden_size=BENCH["hidden_size"],
-        intermediate_size=BENCH["ffn_hidden_size"], num_hidden_layers=BENCH["num_layers"], num_attention_heads=BENCH["num_attention_heads"],
+        intermediate_size=BENCH["ffn_hidden_size"], num_hidden_layers=BENCH["num_layers"],
+        num_attention_heads=BENCH["num_attention_heads"],
         num_key_value_heads=BENCH["num_query_groups"], head_dim=BENCH["kv_channels"], rms_norm_eps=1.5625e-07,
         attention_bias=True, max_position_embeddings=8192, tie_word_embeddings=False, pad_token_id=end, eos_token_id=end,
         initializer_range=0.04,

@@ -61,7 +61,8 @@ def tune(source: Path, work: Path) -> None:
     call("bash", SCRIPTS / "dpo_glm4_9b_8k_ms.sh", *MODEL, "--seq-length", PAIR_LENGTH, "--train-iters", 200,
          "--global-batch-size", 4, "--micro-batch-size", 4, "--lr", "2e-4", "--min-lr", "2e-5",
          "--recompute-num-layers", 1, "--split", "90,10,0", "--eval-iters", 4, "--tensorboard-dir", work / "tensorboard",
-         **common, CKPT_LOAD_DIR=work / "pretrained", CKPT_SAVE_DIR=work / "tuned", DATA_PATH=work / "pairs", LOG_ROOT=work / "logs")
+         **common, CKPT_LOAD_DIR=work / "pretrained", CKPT_SAVE_DIR=work / "tuned", DATA_PATH=work / "pairs",
+         LOG_ROOT=work / "logs")
 
 
 def draw(run: Run, figure: Path) -> None:

@@ -18,9 +18,10 @@ class Configs:
     """Everything one command line says. A part that the entrypoint does not use is None.
 
     `model` is None when generating or evaluating without a full set of model flags: the checkpoint gives the shape
-    (`shape.resolve`). `lora` is what the flags say; `lora.resolve` makes it the adapters of the run, or None. `stated_model` are the model fields that the command line fixed, to be checked against a
-    checkpoint, `vocab_size` is what --vocab-size said. `explicit` are the names of fields given on the command line.
-    `notes` are lines for rank 0 to print once.
+    (`shape.resolve`). `lora` is what the flags say; `lora.resolve` makes it the adapters of the run, or None.
+    `stated_model` are the model fields that the command line fixed, to be checked against a checkpoint, `vocab_size` is
+    what --vocab-size said. `explicit` are the names of fields given on the command line. `notes` are lines for rank 0 to
+    print once.
     """
 
     entrypoint: str

@@ -119,8 +119,8 @@ class ParameterSet:
         self.buffer.store(start, Tensor.from_numpy(np.ascontiguousarray(array).reshape(-1)))
 
     def initialize(self, model: ModelConfig, seed: int, *, adapters_only: bool = False) -> None:
-        """Draw all parameters, or those of adapters: normal(0, init_method_std), output projections scaled by 1/sqrt(2 * layers), norms 1; the first
-        matrix of an adapter uniform up to 1/sqrt(inputs), the second 0.
+        """Draw all parameters, or those of adapters: normal(0, init_method_std), output projections scaled by
+        1/sqrt(2 * layers), norms 1; the first matrix of an adapter uniform up to 1/sqrt(inputs), the second 0.
 
         The draw depends on the seed, the global name and the global position only, so that any parallel layout starts
         from the same model.
