@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.data.hf_template import HfTemplate
 from mindspeed_llm.data.templates import Message, Template
 from mindspeed_llm.data.tokenizer import Tokenizer
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
@@ -25,7 +26,7 @@ class Prompt:
 
 
 class PromptWriter:
-    """Token ids of questions in a chat template or (None) as plain text.
+    """Token ids of questions in a chat template, the project's or a tokenizer's own, or (None) as plain text.
 
     Text is cut into tokens together with each choice, so that both are spelled as they are in running text. What all
     choices begin with belongs to the prompt if they differ in one token after it (and end alike, as `(A)` and `(B)`
@@ -36,7 +37,7 @@ class PromptWriter:
     `room`: tokens that a prompt and its longest choice, or its answer of `new_tokens`, may have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None, form: Form, room: int,
+    def __init__(self, tokenizer: Tokenizer, template: Template | HfTemplate | None, form: Form, room: int,
                  new_tokens: int = 0) -> None:
         self._tokenizer, self._template, self.form = tokenizer, template, form
         self.room, self._new_tokens = room, new_tokens

@@ -22,10 +22,11 @@ class Prompter:
         self.tokenizer, self.template, self._system_prompt = tokenizer, template, system_prompt
 
     @classmethod
-    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "") -> "Prompter":
+    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, hf_chat_template: bool = False,
+           system_prompt: str = "") -> "Prompter":
         """What the command line says. Raises UserError for an unknown template, FileNotFoundError for a missing one."""
         data = configs.data
-        if configs.inference is not None and configs.inference.hf_chat_template:
+        if hf_chat_template:
             return cls(tokenizer, HfTemplate(data.tokenizer_name_or_path), system_prompt)
         template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
         return cls(tokenizer, template, system_prompt)
