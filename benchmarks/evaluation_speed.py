@@ -32,11 +32,15 @@ FORM = "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD
 
 def subjects_of(options):
     """The subjects that are asked, each with at most --questions."""
+    return all_subjects(options.mmlu, options.questions)[:options.subjects]
+
+
+def all_subjects(mmlu, questions=None):
+    """All of MMLU, or at most so many questions of each subject."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
     from mindspeed_llm.tasks.evaluation.question_files import Source
-    source = Source(Path(options.mmlu) / "test", 5, options.questions)
-    return TASKS["mmlu"].read(source)[:options.subjects]
+    return TASKS["mmlu"].read(Source(Path(mmlu) / "test", 5, questions))
 
 
 def write_harness_tasks(folder: Path, options) -> None:
@@ -131,7 +135,9 @@ def make_model(options) -> None:
     from mindspeed_llm.data.tokenizer import GLM4_PREFIX, GLM4_SPECIAL_TOKENS
     from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe
     from tests.data.rank_bpe import bpe_from_ranks
-    texts = [question.text for subject in subjects_of(options) for question in subject.questions]
+    # of all questions: the fewer a tokenizer has seen, the longer it makes the others
+    texts = ["\n".join([question.text, *question.options]) for subject in all_subjects(options.mmlu)
+             for question in subject.questions]
     backend = bpe_from_ranks(train_tiktoken_bpe(texts, BENCH["padded_vocab_size"] - 64))
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in GLM4_SPECIAL_TOKENS])
     backend.post_processor = processors.TemplateProcessing(
