@@ -11,8 +11,8 @@ PyTorch and this project's requirements, in one call: pip install -r requirement
 'lm_eval[hf]==0.4.13'.
 
 Two worker processes take turns, ours, theirs, ours, ...: a turn answers all questions; loading is not counted, making
-prompts and cutting them into tokens is. --agreement adds a turn of `mindspeed_llm` as a model of the harness. --isa
-limits both sides to an instruction set, as in train_step.py. --peer-batch is the peer's own.
+prompts and cutting them into tokens is. --isa limits both sides to an instruction set, as in train_step.py. --agreement
+is one turn of each and one of `mindspeed_llm` as a model of the harness, and compares the answers alone.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--isa", choices=LIMITS, help="as on a processor that has nothing newer")
     parser.add_argument("--steps", type=int, default=3, help="turns that count; two more warm up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--agreement", action="store_true", help="our model within the harness too")
+    parser.add_argument("--agreement", action="store_true", help="compare the answers alone")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work, options.mmlu = os.path.abspath(options.work), os.path.abspath(options.mmlu)
@@ -212,25 +212,27 @@ def take_turns(options) -> None:
     jobs = {name: subprocess.Popen(command(name, python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                    env=environment) for name, python in sides.items()}
     results = {name: [] for name in jobs}
-    for turn in range(options.steps + 2):
+    for _ in range(1 if options.agreement else options.steps + 2):
         for name, job in jobs.items():
-            if name != "bridge" or turn == 0:
-                job.stdin.write("turn\n")
-                job.stdin.flush()
-                results[name].append(json.loads(job.stdout.readline()))
+            job.stdin.write("turn\n")
+            job.stdin.flush()
+            results[name].append(json.loads(job.stdout.readline()))
     for job in jobs.values():
         job.stdin.close()
         job.wait()
-    agreed = results.pop("bridge", None)
-    medians, speed = compared(results)
-    count = len(results["ours"][0]["log_probs"])
-    for name, median in medians.items():
-        print(f"{name}: median {median:.2f} s, {count / median:.2f} questions/s")
+    answers = {name: turns[-1]["log_probs"] for name, turns in results.items()}
+    wanted = answers.pop("ours")
+    count = len(wanted)
     print(f"{options.isa or 'all instructions'}, {options.dtype}, {count} questions in {options.subjects} subjects, "
-          f"batch {options.batch}, the peer's {options.peer_batch}: {speed}")
-    wanted = results["ours"][-1]["log_probs"]
-    others = {"peer": results["peer"][-1]["log_probs"]} | ({"bridge": agreed[0]["log_probs"]} if agreed else {})
-    for name, found in others.items():
+          f"batch {options.batch}, the peer's {options.peer_batch}")
+    if not options.agreement:
+        medians, speed = compared(results)
+        for name, median in medians.items():
+            print(f"{name}: median {median:.2f} s, {count / median:.2f} questions/s")
+        print(speed)
+    chosen = [sum(max(range(4), key=row.__getitem__) == letter for row in wanted) for letter in range(4)]
+    print(f"ours chooses A, B, C, D {chosen} times")
+    for name, found in answers.items():
         same = sum(max(range(4), key=a.__getitem__) == max(range(4), key=b.__getitem__)
                    for a, b in zip(wanted, found, strict=True))
         gap = max(abs(x - y) for a, b in zip(wanted, found, strict=True) for x, y in zip(a, b, strict=True))

@@ -70,9 +70,14 @@ class PromptWriter:
         text = self.form.write(subject, shots, question)
         choices = self.form.choices(question) if rated else ()
         if self._template is None:
-            # no token reaches over a line's end, so that only the last line is cut together with each choice
+            # No token reaches over a line's end, so that only the last line is cut together with each choice, and the
+            # solved examples of a subject are cut once.
             start = text.rfind("\n") + 1
-            ids = self._tokenizer.encode(text[:start], add_special=True)
+            end = min(start, len(text) - len(self.form.question(question)))
+            if text[max(0, end - 1):end] != "\n" or text[end:end + 1].isspace():
+                end = 0  # white space after a line's end is one token with it
+            ids = [*self._tokenizer.bos_prefix, *self._encode_cached(text[:end]),
+                   *self._tokenizer.encode(text[end:start])]
             last = self._encode_cached(text[start:])
             answers = [self._encode_cached(text[start:] + self.form.gap + choice) for choice in choices]
         else:
