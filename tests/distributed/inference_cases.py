@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import openai
+from openai.types import Completion
 
 from mindspeed_llm.config.serving import ServeConfig
 from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
@@ -162,29 +163,40 @@ def recorded(tp: int, pp: int, prompts: int, beam_prompts: int, tokenizer: str) 
         name: beams(generator, name, beam_prompts)[0] for name in ("beams", "penalized_beams")}
 
 
-def over_http(generator: Generator, tokenizer: Tokenizer, prompts: int) -> list[str]:
-    """Texts of the greedy answers to so many recorded prompts, asked at once; nothing on ranks but 0."""
-    engine = Engine(generator, EngineLimits(4096))
-    if generator.state.world.rank:
-        engine.run(lambda events: None)
-        return []
-    how, listener = config("greedy"), bind("127.0.0.1", 0)
+def over_http(generator: Generator, tokenizer: Tokenizer, prompts: int) -> dict:
+    """Texts of the greedy answers to so many recorded prompts, asked at once; then one of a second turn, for which the
+    answer before it has been read again, with the number of tokens that were known and the text that is right. Rank 0
+    has all this, the others the last.
+    """
+    how, engine = config("greedy"), Engine(generator, EngineLimits(4096))
     tokenizer.stop_ids = list(how.stop_ids)
-    server = Server(engine, Jobs(tokenizer, None, "recorded", generator.max_length), ServeConfig(drain_seconds=1),
-                    Served("recorded", None), listener)
-    texts: dict[int, str] = {}
+    second, found = [*rows("prompts")[1], *rows("greedy")[1], 7, 8], {"answers": {}}
 
     def talk(url: str) -> None:
         with openai.OpenAI(base_url=url + "/v1", api_key="-", max_retries=0) as client:
-            def ask(number: int) -> None:
-                texts[number] = client.completions.create(
-                    model="recorded", prompt=rows("prompts")[number], max_tokens=how.max_new_tokens,
-                    temperature=0).choices[0].text
-            asking = [threading.Thread(target=ask, args=(number,)) for number in range(prompts)]
+            def ask(prompt: list[int], tokens: int) -> Completion:
+                return client.completions.create(model="recorded", prompt=prompt, max_tokens=tokens, temperature=0)
+
+            def ask_recorded(number: int) -> None:
+                found["answers"][number] = ask(rows("prompts")[number], how.max_new_tokens).choices[0].text
+            asking = [threading.Thread(target=ask_recorded, args=(number,)) for number in range(prompts)]
             for thread in asking:
                 thread.start()
             for thread in asking:
                 thread.join()
+            until = time.monotonic() + 30
+            while engine.stats().reread_tokens < 64 and time.monotonic() < until:
+                time.sleep(0.05)
+            again = ask(second, 8)
+            found["second"] = again.choices[0].text, again.usage.prompt_tokens_details.cached_tokens
         os.kill(os.getpid(), signal.SIGTERM)
-    serve_beside(server.run, talk, listener.getsockname()[1])
-    return [texts[number] for number in range(prompts)]
+
+    if generator.state.world.rank:
+        engine.run(lambda events: None)
+    else:
+        listener = bind("127.0.0.1", 0)
+        jobs, served = Jobs(tokenizer, None, "recorded", generator.max_length), Served("recorded", None)
+        serve_beside(Server(engine, jobs, ServeConfig(drain_seconds=1), served, listener).run, talk,
+                     listener.getsockname()[1])
+    (right,) = generate(generator, [second], replace(how, max_new_tokens=8))
+    return found | {"right": tokenizer.decode(right.ids)}

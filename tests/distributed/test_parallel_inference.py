@@ -76,7 +76,10 @@ def test_answers_are_hugging_faces(ranks, glm_tokenizer, tokenizer_dir, tp, pp, 
     found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts, tokenizer_dir)
     for name in ("greedy", "penalized"):
         assert found[0][name] == rows(name)[:prompts]
-    assert found[0]["http"] == [glm_tokenizer.decode([token for token in answer if token not in record()["stop"]])
-                                for answer in rows("greedy")[:prompts]]
+    over_http = found[0]["http"]
+    assert over_http["answers"] == {
+        str(number): glm_tokenizer.decode([token for token in answer if token not in record()["stop"]])
+        for number, answer in enumerate(rows("greedy")[:prompts])}
+    assert over_http["second"] == [over_http["right"], 64] and len(over_http["right"]) > 1
     for name in ("beams", "penalized_beams"):
         assert [one[name] for one in found] == [rows(name)[:4 * beam_prompts]] * 4

@@ -4,9 +4,12 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 
+from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import world
@@ -29,6 +32,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder):
     return load(configs("inference", folder))
+
+
+@pytest.mark.parametrize("flags", [(), ("--bf16",)])
+def test_weights_are_read_into_their_place(folder, monkeypatch, flags):
+    """Nothing copies them once more: at full size there is no memory for that."""
+    monkeypatch.setattr(ParameterSet, "load", lambda _, name, array: pytest.fail(f"{name} was copied"))
+    parameters = load(configs("inference", folder, *flags)).model.parameters
+    with open_checkpoint(folder / "checkpoint") as checkpoint:
+        for name, spec in parameters.specs.items():
+            expected = checkpoint.read(spec, 0, 1, "bf16" if flags else "fp32").array
+            found = parameters.tensors[name].asnumpy()
+            assert np.array_equal(found.view(expected.dtype), expected) and expected.any()
+            assert np.shares_memory(found, parameters.memory(name))
 
 
 def conversation(loaded, max_length=None, history_turns=None):
