@@ -221,6 +221,7 @@ def take_turns(options) -> None:
         job.stdin.close()
         job.wait()
     answers = {name: turns[-1]["log_probs"] for name, turns in results.items()}
+    (Path(options.work) / f"answers_{options.dtype}.json").write_text(json.dumps(answers))
     wanted = answers.pop("ours")
     count = len(wanted)
     print(f"{options.isa or 'all instructions'}, {options.dtype}, {count} questions in {options.subjects} subjects, "
@@ -230,13 +231,29 @@ def take_turns(options) -> None:
         for name, median in medians.items():
             print(f"{name}: median {median:.2f} s, {count / median:.2f} questions/s")
         print(speed)
-    chosen = [sum(max(range(4), key=row.__getitem__) == letter for row in wanted) for letter in range(4)]
-    print(f"ours chooses A, B, C, D {chosen} times")
+    print(f"ours chooses A, B, C, D {[list(map(choice, wanted)).count(letter) for letter in range(4)]} times")
     for name, found in answers.items():
-        same = sum(max(range(4), key=a.__getitem__) == max(range(4), key=b.__getitem__)
-                   for a, b in zip(wanted, found, strict=True))
-        gap = max(abs(x - y) for a, b in zip(wanted, found, strict=True) for x, y in zip(a, b, strict=True))
-        print(f"ours and {name}: {same} of {count} answers are the same, log-probabilities differ by {gap:.2e} at most")
+        print(f"ours and {name}: {agreement(wanted, found)}")
+    exact = Path(options.work) / "answers_fp32.json"
+    if options.dtype != "fp32" and exact.exists():  # of the same command in fp32
+        exact = json.loads(exact.read_text())["ours"]
+        for name, found in {"ours": wanted, **answers}.items():
+            print(f"fp32 and {name}: {agreement(exact, found)}")
+
+
+def choice(log_probs) -> int:
+    """The likeliest of a question's options; of equals the first."""
+    return max(range(len(log_probs)), key=log_probs.__getitem__)
+
+
+def agreement(first, second) -> str:
+    """How alike two lists of log-probabilities are, question by question."""
+    pairs = list(zip(first, second, strict=True))
+    gap = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    doubts = [a[choice(a)] - a[choice(b)] for a, b in pairs if choice(a) != choice(b)]
+    told = (f"{len(pairs) - len(doubts)} of {len(pairs)} answers are the same, log-probabilities differ by {gap:.2e} at "
+            "most")
+    return told + (f"; where the answers differ, the two options do by {max(doubts):.2e} at most" if doubts else "")
 
 
 if __name__ == "__main__":
