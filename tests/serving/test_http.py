@@ -334,13 +334,15 @@ def test_who_leaves_is_cancelled(server, stream):
     connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
                        % (CHAT.encode(), len(body), body))
     wait_for(lambda: len(server.engine.requests) == 2)
-    if stream:
-        connection.recv(10)
+    seen = b""
+    while stream and b"word" not in seen:
+        seen += connection.recv(1000)
     connection.close()
     wait_for(lambda: len(server.engine.ended) == 2)
     assert {end.reason for end in server.engine.ended} == {"cancelled"}
     wait_for(lambda: server.lines)
     assert server.lines[0].endswith(" s, 2 cancelled")
+    assert not stream or " 0 new" not in server.lines[0]
     wait_for(lambda: not server.hub._queues)
 
 
