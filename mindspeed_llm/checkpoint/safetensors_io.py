@@ -51,8 +51,8 @@ class SafetensorsFile:
         self.size = self.path.stat().st_size
         if self.size == 0:
             raise UserError(f"{self.path} is empty (0 bytes): copy or download it again")
-        with open(self.path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = open(self.path, "rb")
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata: dict | None = None
         self.tensors: dict[str, TensorEntry] = {}
         try:
@@ -69,6 +69,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Unmap the file; arrays that were handed out keep it mapped until they go."""
+        self._file.close()
         try:
             self._map.close()
         except BufferError:
@@ -81,6 +82,19 @@ class SafetensorsFile:
         if entry.start == entry.stop:
             return np.empty(0, dtype)
         return np.frombuffer(self._map, dtype, (entry.stop - entry.start) // dtype.itemsize, entry.start)
+
+    def read(self, name: str, offset: int, out: np.ndarray) -> None:
+        """Copy elements of `name` from number `offset` on into the flat array `out`, which has their dtype.
+
+        Their pages are not mapped: for much of a file that is twice as fast as a copy out of `flat`. Several threads may
+        read.
+        """
+        data, place = memoryview(out).cast("B"), self.tensors[name].start + offset * out.itemsize
+        while data:
+            count = os.preadv(self._file.fileno(), [data[:_CHUNK]], place)
+            if not count:
+                raise UserError(f"{self.path} has become shorter while it was read: copy or download it again")
+            data, place = data[count:], place + count
 
     def release(self, name: str) -> None:
         """Drop the pages of `name` from this process (the file's pages stay in the system's cache): keeps RSS small."""
