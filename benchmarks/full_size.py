@@ -77,7 +77,7 @@ def say_memory(when: str) -> None:
 
 def bandwidth(threads: int) -> float:
     """Bytes/s of so many threads that compare halves of their memory (memcmp), which are equal: the fastest of five."""
-    memory = np.ones(1 << 30, np.uint8)
+    memory = np.ones(1 << 29, np.uint8)
     compare, part = ctypes.CDLL(None).memcmp, memory.size // threads // 2
     compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     starts, times = [memory.ctypes.data + 2 * number * part for number in range(threads)], []
@@ -95,6 +95,8 @@ def decode(folder: Path, options: argparse.Namespace) -> None:
     from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
     from mindspeed_llm.generation.sampling import greedy
     from mindspeed_llm.tasks.inference.loading import load
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
+    speed = bandwidth(threads)
     with tempfile.TemporaryDirectory() as tokenizer:
         write_chatglm_tokenizer(Path(tokenizer), train_tiktoken_bpe(["some text to learn from"] * 4, 300))
         started, read = time.perf_counter(), numbers("io", "rchar", "read_bytes")   # imports are done
@@ -106,8 +108,6 @@ def decode(folder: Path, options: argparse.Namespace) -> None:
     print(f"loaded {size / 1e9:.2f} GB in {seconds:.1f} s, {size / seconds / 1e9:.2f} GB/s: {fetched / 1e9:.2f} GB came "
           f"from the disk, {copied / 1e9:.2f} GB through read calls", flush=True)
     say_memory("loaded")
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
-    speed = bandwidth(threads)
     generator = loaded.generator()
     prompt = np.random.default_rng(1).integers(0, generator.vocab_size, options.prompt).tolist()
     for batch in options.batch:
