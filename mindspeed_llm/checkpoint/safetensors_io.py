@@ -53,8 +53,9 @@ class SafetensorsFile:
         self.size = self.path.stat().st_size
         if self.size == 0:
             raise UserError(f"{self.path} is empty (0 bytes): copy or download it again")
-        self._file = open(self.path, "rb")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        with open(self.path, "rb") as file:
+            self._inode = os.fstat(file.fileno()).st_ino
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata: dict | None = None
         self.tensors: dict[str, TensorEntry] = {}
         try:
@@ -71,7 +72,6 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Unmap the file; arrays that were handed out keep it mapped until they go."""
-        self._file.close()
         try:
             self._map.close()
         except BufferError:
@@ -89,14 +89,18 @@ class SafetensorsFile:
         """Copy elements of `name` from number `offset` on into the flat array `out`, which has their dtype.
 
         Their pages are not mapped: for much of a file that is twice as fast as a copy out of `flat`. Several threads may
-        read.
+        read. Raises UserError when the file is no longer what it was.
         """
         data, place = memoryview(out).cast("B"), self.tensors[name].start + offset * out.itemsize
-        while data:
-            count = os.preadv(self._file.fileno(), [data[:_CHUNK]], place)
-            if not count:
-                raise UserError(f"{self.path} has become shorter while it was read: copy or download it again")
-            data, place = data[count:], place + count
+        # opened for each call: a checkpoint of many ranks has more files than a process may have open twice
+        with open(self.path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise UserError(f"{self.path} was replaced while it was read: start again")
+            while data:
+                count = os.preadv(file.fileno(), [data[:_CHUNK]], place)
+                if not count:
+                    raise UserError(f"{self.path} has become shorter while it was read: copy or download it again")
+                data, place = data[count:], place + count
 
     def release(self, name: str) -> None:
         """Drop the pages of `name` from this process (the file's pages stay in the system's cache): keeps RSS small."""

@@ -55,6 +55,9 @@ def test_elements_are_read_without_the_map(tmp_path, monkeypatch) -> None:
             damaged.truncate(file.tensors["x"].start + 200)
         with pytest.raises(UserError, match="f has become shorter while it was read"):
             file.read("x", 0, out)
+        write(tmp_path / "f", {"before": data, "x": data})
+        with pytest.raises(UserError, match="f was replaced while it was read"):
+            file.read("x", 0, out)
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path) -> None:
