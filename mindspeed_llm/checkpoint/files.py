@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """A full disk, or whatever else keeps from writing `path`, becomes a UserError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def sync_directory(path: str | os.PathLike) -> None:

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.checkpoint.ahead import Flusher, ahead
-from mindspeed_llm.checkpoint.files import writing
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import UserError, writing
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
           "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}

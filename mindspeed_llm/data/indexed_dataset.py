@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.checkpoint.files import writing
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import UserError, writing
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
