@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.checkpoint.ahead import Flusher, ahead
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import UserError, writing
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
           "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
@@ -179,10 +179,12 @@ class SafetensorsWriter:
             raise ValueError(f"{self.path}: a tensor name occurs twice")
         header = header_bytes(self._entries, metadata)
         self.size = len(header) + sum(_nbytes(dtype, shape) for _, dtype, shape in self._entries)
-        self._file = open(self._temporary, "wb")
+        with writing(self.path):
+            self._file = open(self._temporary, "wb")
         self._flusher = Flusher(self._file.fileno())
         try:
-            self._file.write(header)
+            with writing(self.path):
+                self._file.write(header)
         except BaseException:
             self._discard()
             raise
@@ -227,10 +229,8 @@ class SafetensorsWriter:
             checksums.append(checksum)
 
     def _append(self, data: memoryview) -> None:
-        try:
+        with writing(self.path):
             self._file.write(data)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         self._flusher.wrote(len(data))
 
     def __enter__(self) -> "SafetensorsWriter":
@@ -243,15 +243,13 @@ class SafetensorsWriter:
         try:
             if self._next != len(self._entries):
                 raise ValueError(f"{self.path}: {len(self._entries) - self._next} tensors were not written")
-            self._file.flush()
-            if error := self._flusher.close():
-                raise error
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            self._discard()
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+            with writing(self.path):
+                self._file.flush()
+                if error := self._flusher.close():
+                    raise error
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self.path)
         except BaseException:
             self._discard()
             raise
@@ -259,7 +257,8 @@ class SafetensorsWriter:
     def _discard(self) -> None:
         self._flusher.close()
         try:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk has no room for what is still buffered either
+                self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
 

@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path, monkeypatch, refu
         with SafetensorsWriter(tmp_path / "f", [("x", "F32", (8,))]) as writer:
             if refused == "write":
                 writer._file.close()
-                writer._file = mock.Mock(write=full)
+                writer._file = mock.Mock(write=full, close=full)   # closing writes what is buffered
             else:
                 monkeypatch.setattr(os, refused, full)
             writer.write_all(np.zeros((8, 1), np.float32) for _ in range(1))
