@@ -79,7 +79,7 @@ def test_scenario(scenario, ranks, tmp_path):
     succeed(scenario, ranks, tmp_path)
 
 
-def test_tensors_under_msrun(ranks):
+def test_tensors_of_both_engines(ranks):
     ranks(2).run("tests.runtime.shared_memory_tensors:compare_engines")
 
 
