@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mindspeed_llm.config.scheduler import stay_behind
@@ -16,6 +16,15 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 class UserError(ValueError):
     """Something the person at the keyboard can put right: the text says what was wrong, what is allowed, what to do."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """A full disk, or whatever else keeps from writing `path`, becomes a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -127,6 +127,26 @@ def test_a_sequence_does_not_depend_on_its_batch_nor_on_threads_nor_on_blocks(is
 
 
 @BOTH
+def test_blocks_of_a_prompt_in_passes_of_any_number(isa, dtype):
+    """From 64 rows on a row's bits are its own, in products and in attention over what is before it."""
+    rng, edges = np.random.default_rng(2), [0, 64, 192, 448]
+    for N, K in ((96, 32), (100, 1030), (30, 3424)):
+        (x, _), (w, _) = random(rng, (448, K), dtype), random(rng, (N, K), dtype)
+        whole = bits(isa.linear_fwd(x, w, None))
+        for start, stop in (*zip(edges[:-1], edges[1:], strict=True), (100, 164), (17, 130)):
+            assert np.array_equal(bits(isa.linear_fwd(x[start:stop], w, None)), whole[start:stop])
+    past = 128
+    (q, k, v), _ = fresh([448], 8, 2, 32, dtype)
+    keys, values, tables = caches([past], 448, 2, 32, dtype, block=64)
+    whole = bits(isa.attention_cached(q, k, v, keys, values, tables, [0, 448], [past], 0.2))
+    keys, values, tables = caches([past], 448, 2, 32, dtype, block=64)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        piece = isa.attention_cached(q[start:stop], k[start:stop], v[start:stop], keys, values, tables,
+                                     [0, stop - start], [past + start], 0.2)
+        assert np.array_equal(bits(piece), whole[start:stop])
+
+
+@BOTH
 @pytest.mark.parametrize("N, K", [(1, 1), (50, 100), (131, 37), (24, 1030), (300, 5)])
 def test_products_of_a_few_rows(isa, N, K, dtype):
     """Against float64; and a row's bits are its own, whatever rows are beside it and however many threads there are."""
