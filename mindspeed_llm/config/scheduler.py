@@ -10,8 +10,8 @@ _PR_SET_PDEATHSIG = 1
 def stay_behind() -> None:
     """In a scheduler: fork, return in the child, and here wait until it ends or a SIGTERM comes, which is a good end.
 
-    MindSpore's scheduler looks every five seconds whether the ranks have signed off, deaf to signals meanwhile, and msrun
-    takes any status of it but 0 for a failure. The launcher knows when they are gone, and this lets it say so. Called
+    MindSpore's scheduler looks every five seconds whether the ranks have signed off, deaf to signals meanwhile, and
+    msrun takes any status of it but 0 for a failure. The launcher knows when they are gone, and this lets it say so. Called
     before the framework is imported, while the process has one thread. Linux only.
     """
     parent, child = os.getpid(), os.fork()

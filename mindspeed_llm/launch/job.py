@@ -175,8 +175,8 @@ class _SchedulerOfFailedJob:
 
 
 class _SchedulerOfDoneJob:
-    """When its ranks have ended, msrun waits up to five seconds for its scheduler to find that out; `end`, called again and
-    again, tells it.
+    """When its ranks have ended, msrun waits up to five seconds for its scheduler to find that out; `end`, called
+    again and again, tells it.
     """
 
     def __init__(self, job: Job) -> None:

@@ -1,4 +1,5 @@
-"""Other families against Hugging Face's Glm4ForCausalLM and Qwen3ForCausalLM: logits, loss, every gradient, AdamW steps; decoding with a cache.
+"""Other families against Hugging Face's Glm4ForCausalLM and Qwen3ForCausalLM: logits, loss, every gradient, AdamW steps;
+decoding with a cache.
 """
 
 import numpy as np

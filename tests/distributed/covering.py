@@ -3,7 +3,8 @@
 Mistakes in parallel code show in one option or in two together, so that a few dozen rows find what thousands of
 combinations would: Cohen et al., "The AETG System", 1997, whose greedy choice makes the table here, with an eye
 to cost. Rows have two and four ranks. In pairs a size counts as 1 or more; of each size and what goes with it, a row
-has four ranks in one group, where the next rank is not the previous one. Combinations of three sizes need eight ranks: three rows of the long table.
+has four ranks in one group, where the next rank is not the previous one. Combinations of three sizes need eight
+ranks: three rows of the long table.
 """
 
 from functools import cache

@@ -1,5 +1,5 @@
-"""Where the ranks of RankPools come from: imports MindSpore once and forks ranks, which the variables start that MindSpore
-documents for a cluster without msrun ("Dynamic Cluster Startup").
+"""Where the ranks of RankPools come from: imports MindSpore once and forks ranks, which the variables start that
+MindSpore documents for a cluster without msrun ("Dynamic Cluster Startup").
 
     nursery.py FD       FD: a socket, whose other end tells what to start and end
 

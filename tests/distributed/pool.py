@@ -37,8 +37,9 @@ class Nursery:
         environment = worker_environment({"MS_NODE_TIMEOUT": "120"})
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-u", str(NURSERY), str(theirs.fileno())], env=environment,
-                                             pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", str(NURSERY), str(theirs.fileno())], env=environment,
+                pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
         self._link = connection.Connection(ours.detach())
 
     def start(self, folder: Path, world: int) -> list[int]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import end, free_port, processes_of, script_environment, wait_for_steps, workers_after_steps
+from tests.distributed.launch import (end, free_port, processes_of, script_environment, wait_for_steps,
+                                      workers_after_steps)
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"

@@ -77,7 +77,8 @@ def _start_nodes(nodes, folder, *flags, **variables):
     """The job on both nodes, two ranks each: TP within a node, PP between them."""
     port = free_port()
     return [_start(folder / f"node{rank}", _on(name), *flags, NNODES=2, NODE_RANK=rank, NPUS_PER_NODE=2, TP=2, PP=2,
-                   MASTER_ADDR="10.77.0.1", MASTER_PORT=port, CKPT_SAVE_DIR=folder / f"node{rank}" / "ckpt", **variables)
+                   MASTER_ADDR="10.77.0.1", MASTER_PORT=port, CKPT_SAVE_DIR=folder / f"node{rank}" / "ckpt",
+                   **variables)
             for rank, name in enumerate(nodes)]
 
 

@@ -53,8 +53,8 @@ def run(scenario: str, ranks: int, directory: Path, limit: float = 30, **env: st
 
 
 def names() -> set[str]:
-    """What has a name in shared memory, but for semaphores of Python's multiprocessing: other jobs of the machine come and
-    go with them, and the transport has none.
+    """What has a name in shared memory, but for semaphores of Python's multiprocessing: other jobs of the machine come
+    and go with them, and the transport has none.
     """
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
