@@ -27,8 +27,10 @@ LAYOUTS.append((dataclasses.replace(MODEL, num_layers=8),
                                num_layers_per_virtual_pipeline_stage=2), 2))
 
 
-@pytest.mark.parametrize("case", range(len(LAYOUTS)))
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+# fp32 is read as bf16 is, but for the cast: two layouts by default
+@pytest.mark.parametrize(("dtype", "case"), [
+    pytest.param(dtype, case, marks=[pytest.mark.full] if dtype == "fp32" and case not in (1, 7) else [])
+    for dtype in ("fp32", "bf16") for case in range(len(LAYOUTS))])
 def test_every_split_reads_back_under_every_other(tmp_path, case: int, dtype: str) -> None:
     model, parallel, dp = LAYOUTS[case]
     state = global_state(model, case, parallel.noop_layers)

@@ -29,9 +29,9 @@ import numpy as np
 from mindspeed_llm.config.parallel import RING, ParallelConfig
 from tests.distributed.rows import Row
 from tests.golden.reference import Golden
-from tests.golden.trial import Trial, distance, relative
+from tests.golden.trial import SHORT_STEPS, Trial, distance, relative
 
-STEPS = {"bf16": 6, "fp16": 4}  # of AdamW; fp16 on CPU is the slow reference backend
+STEPS = {"bf16": SHORT_STEPS, "fp16": 2}  # of AdamW; fp16 on CPU is the slow reference backend
 LOSS_SCALE = {"bf16": 1.0, "fp16": 2.0**12}
 EXACT = 2e-5
 UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}

@@ -141,7 +141,6 @@ MORE_LORA_ROWS = [
     combine("lora_pp2_dp2_virtual_overlap_zero", 4, record="lora", pp=2, **_VIRTUAL, **_OVERLAP_ALL),
 ]
 
-SHORT_STEPS = 3  # of AdamW in a row of the default table
 LONG_RUNS = ("tp2_sp", "cp2_ulysses", "pp2_virtual", "dp2_overlap_zero_tied", "tp2_pp2_sp")
 
 

@@ -1,5 +1,7 @@
 """Generation's kernels: attention over caches and products of a few rows, at every instruction set of this machine."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from cpu_oracle import DTYPES, assert_close, random
@@ -55,15 +57,26 @@ def bits(tensor):
     return tensor.asnumpy().view(np.uint8)
 
 
+@cache
+def one_token(heads, groups, dim, dtype):
+    """Inputs of a step in which each sequence gets one token: (q, k, v, edges), (keys, values, tables); and what the
+    reference makes of them: output, keys and values, the same for every instruction set.
+    """
+    (q, k, v), edges = fresh([1] * len(PASTS), heads, groups, dim, dtype)
+    keys, values, tables = caches(PASTS, 2, groups, dim, dtype)
+    theirs = copies(keys), copies(values)
+    out = reference.attention_cached(q, k, v, *theirs, tables, edges, PASTS, dim ** -0.5)
+    return (q, k, v, edges), (keys, values, tables), (out, *theirs)
+
+
 @BOTH
 @pytest.mark.parametrize("heads, groups, dim", [(8, 1, 64), (8, 2, 128), (8, 8, 16), (6, 2, 20), (5, 1, 7),
                                                 (32, 2, 128)])
 def test_one_token_of_each_sequence(isa, heads, groups, dim, dtype):
-    (q, k, v), edges = fresh([1] * len(PASTS), heads, groups, dim, dtype)
-    keys, values, tables = caches(PASTS, 2, groups, dim, dtype)
-    their_keys, their_values = copies(keys), copies(values)
+    (q, k, v, edges), (keys, values, tables), theirs = one_token(heads, groups, dim, dtype)
+    expected, their_keys, their_values = theirs
+    keys, values = copies(keys), copies(values)
     out = isa.attention_cached(q, k, v, keys, values, tables, edges, PASTS, dim ** -0.5)
-    expected = reference.attention_cached(q, k, v, their_keys, their_values, tables, edges, PASTS, dim ** -0.5)
     assert out.dtype == DTYPES[dtype]
     assert_close(out, expected.astype(DTYPES["fp32"]).asnumpy().astype(np.float64), dtype, factor=3)
     for ours, theirs in zip((*keys, *values), (*their_keys, *their_values)):
