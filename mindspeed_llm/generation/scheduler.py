@@ -142,7 +142,8 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         sequence.lose_memory()
         ids, first = (*sequence.prompt, *sequence.answer.ids), len(sequence.block_names)
-        names = _names((*ids, -1), self.pool.block_tokens)  # also of a block that ends with the answer
+        # also of a block that ends with the answer
+        names = _names((*ids, -1), self.pool.block_tokens, sequence.block_names)
         if len(names) > first:
             self._past.append(_Past(names, first, np.asarray(ids[first * self.pool.block_tokens:], np.int32)))
 
@@ -255,13 +256,15 @@ class Scheduler:
         return place * size if place > first else len(sequence.prompt)
 
 
-def _names(prompt: tuple[int, ...], size: int) -> list[bytes]:
-    """A name for each full block of the prompt before its last token, after all that is in it and before it.
+def _names(prompt: tuple[int, ...], size: int, first: list[bytes] | None = None) -> list[bytes]:
+    """A name for each full block of the prompt before its last token, after all that is in it and before it; the `first`
+    ones may be known.
 
     The last token is computed in any case, for the logits after it.
     """
-    names, name = [], b""
-    for start in range(0, (len(prompt) - 1) // size * size, size):
+    names = list(first or ())
+    name = names[-1] if names else b""
+    for start in range(len(names) * size, (len(prompt) - 1) // size * size, size):
         name = hashlib.sha256(name + np.asarray(prompt[start:start + size], np.int32).tobytes()).digest()
         names.append(name)
     return names
