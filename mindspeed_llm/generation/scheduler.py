@@ -4,11 +4,11 @@ Sequences join and leave between steps (Yu et al., "Orca", OSDI 2022). A step de
 prompt is through, and takes a bounded number of prompt tokens along (Agrawal et al., "Sarathi-Serve", OSDI 2024).
 Full blocks of a prompt go through by themselves, several at a time: the kernels give their rows the same bits in passes
 of any number of blocks, so that it does not matter who computed one, and sharing it changes nothing. For the same
-reason what follows the last full block has a pass of its own, decoded tokens have passes of their own, of a size up to which a row's
-bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded tokens' keys and
-values, which are summed in another order than a prompt's, are never shared. While nothing else is to be done the tokens
-of past answers go through once more as a prompt, block by block, so that the next turn of a chat finds them; their bits
-then are those that this turn would compute itself.
+reason what follows the last full block has a pass of its own, decoded tokens have passes of their own, of a size up to
+which a row's bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded
+tokens' keys and values, which are summed in another order than a prompt's, are never shared. While nothing else is to
+be done the tokens of past answers go through once more as a prompt, block by block, so that the next turn of a chat
+finds them; their bits then are those that this turn would compute itself.
 
 All ranks run the same scheduler over the same requests; nothing here depends on the clock.
 """
@@ -257,10 +257,9 @@ class Scheduler:
 
 
 def _names(prompt: tuple[int, ...], size: int, first: list[bytes] | None = None) -> list[bytes]:
-    """A name for each full block of the prompt before its last token, after all that is in it and before it; the `first`
-    ones may be known.
+    """A name for each full block of the prompt before its last token, after all that is in it and before it.
 
-    The last token is computed in any case, for the logits after it.
+    The `first` ones may be known. The last token is computed in any case, for the logits after it.
     """
     names = list(first or ())
     name = names[-1] if names else b""
