@@ -54,6 +54,7 @@ class SafetensorsFile:
         if self.size == 0:
             raise UserError(f"{self.path} is empty (0 bytes): copy or download it again")
         with open(self.path, "rb") as file:
+            self._inode = os.fstat(file.fileno()).st_ino
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata: dict | None = None
         self.tensors: dict[str, TensorEntry] = {}
@@ -83,6 +84,23 @@ class SafetensorsFile:
         if entry.start == entry.stop:
             return np.empty(0, dtype)
         return np.frombuffer(self._map, dtype, (entry.stop - entry.start) // dtype.itemsize, entry.start)
+
+    def read(self, name: str, offset: int, out: np.ndarray) -> None:
+        """Copy elements of `name` from number `offset` on into the flat array `out`, which has their dtype.
+
+        Their pages are not mapped: for much of a file that is twice as fast as a copy out of `flat`. Several threads may
+        read. Raises UserError when the file is no longer what it was.
+        """
+        data, place = memoryview(out).cast("B"), self.tensors[name].start + offset * out.itemsize
+        # opened for each call: a checkpoint of many ranks has more files than a process may have open twice
+        with open(self.path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise UserError(f"{self.path} was replaced while it was read: start again")
+            while data:
+                count = os.preadv(file.fileno(), [data[:_CHUNK]], place)
+                if not count:
+                    raise UserError(f"{self.path} has become shorter while it was read: copy or download it again")
+                data, place = data[count:], place + count
 
     def release(self, name: str) -> None:
         """Drop the pages of `name` from this process (the file's pages stay in the system's cache): keeps RSS small."""

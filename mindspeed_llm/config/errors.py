@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mindspeed_llm.config.scheduler import stay_behind
+
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -34,6 +36,8 @@ def run_main(main: Callable[[], None]) -> None:
     scheduler, which takes a silent one for dead. The traceback is printed unless our own code raised one of USER_ERRORS
     (then the message says it all); MINDSPEED_LLM_TRACEBACK=1 prints it always.
     """
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        stay_behind()
     where = _who()
     try:
         main()
