@@ -1,6 +1,6 @@
 """Tokens/s of the server with several clients, against one client, and against FastAPI over Hugging Face's `generate`.
 
-    python benchmarks/serve_throughput.py --peer-python path/to/venv/bin/python --dtype fp32 --clients 8
+    python benchmarks/serve_throughput.py --peer-python path/to/venv/bin/python --dtype fp32
 
 Both servers have the same weights, answer POST /v1/completions over HTTP greedily, and run in processes of their own.
 The peer's environment is that of train_step.py with fastapi and uvicorn (pip install fastapi==0.163.2 uvicorn==0.54.0);
@@ -13,6 +13,7 @@ that was asked before.
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -31,6 +32,7 @@ from decode_step import our_generator
 from train_step import BENCH, peer_model, read_inputs, settings, side_options, step_options, write_inputs
 
 ENDING = 32     # tokens after the prefix
+DRAW = np.random.default_rng(1)
 
 
 def ours(data, options) -> None:
@@ -93,10 +95,11 @@ class Client:
         self.process = subprocess.Popen(
             [python, __file__, *sys.argv[1:], "--worker", name, "--data", str(data)], stdout=subprocess.PIPE, text=True,
             env={**os.environ, **settings(options), "OMP_WAIT_POLICY": "PASSIVE"})
-        for line in self.process.stdout:
-            if found := re.search(r"serving.* at http://([\d.:]+)", line):
-                self._place = found[1]
-                break
+        places = (re.search(r"serving.* at http://([\d.:]+)", line) for line in self.process.stdout)
+        found = next((place for place in places if place), None)
+        if found is None:
+            raise RuntimeError(f"the server {name} has ended with status {self.process.wait()}")
+        self._place = found[1]
         threading.Thread(target=self.process.stdout.read, daemon=True).start()     # what it says is of no interest
 
     def ask(self, prompt: list[int], tokens: int, *, stream: bool = False) -> tuple[float, int]:
@@ -132,50 +135,65 @@ class Client:
         return sum(counts) / (time.perf_counter() - started)
 
     def end(self) -> None:
-        """End the server."""
+        """End the server, if it still runs."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
 
 
 def main() -> None:
-    parser = step_options(__doc__, steps=5)
+    parser = step_options(__doc__, steps=3)
     parser.set_defaults(seq=64)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=16, help="of a turn")
+    parser.add_argument("--requests", type=int, default=8, help="of a turn")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of a request")
     parser.add_argument("--prefix", type=int, default=2000, help="tokens of the shared beginning")
     options = side_options(parser, work)
-    draw = np.random.default_rng(1)
-
-    def prompts(count: int, length: int) -> list[list[int]]:
-        return draw.integers(0, BENCH["padded_vocab_size"], (count, length)).tolist()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
         data = Path(folder) / "inputs.npz"
         write_inputs(data, 1, 1)
-        mine, theirs = Client("ours", sys.executable, data, options), Client("peer", options.peer_python, data, options)
-        turns = {"ours": (mine, options.clients), "ours, one client": (mine, 1), "peer": (theirs, options.clients)}
-        speeds: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(options.steps + 1):     # the first warms up
-            for name, (server, clients) in turns.items():
-                speeds[name].append(server.turn(prompts(options.requests, options.seq), options.tokens, clients))
+        mine, theirs = (Client(name, python, data, options)
+                        for name, python in (("ours", sys.executable), ("peer", options.peer_python)))
+        for server in (mine, theirs):
+            servers.callback(server.end)
+        throughput(mine, theirs, options)
         theirs.end()
-        medians = {name: statistics.median(found[1:]) for name, found in speeds.items()}
-        for name, median in medians.items():
-            print(f"{name}: median {median:.0f} tokens/s")
-        print(f"{options.dtype}, {options.clients} clients, {options.seq} + {options.tokens} tokens"
-              f"{f', {options.isa}' if options.isa else ''}: {medians['ours'] / medians['ours, one client']:.2f}x one "
-              f"client, {medians['ours'] / medians['peer']:.2f}x the peer")
-        fresh, shared = [], []
-        (prefix,) = prompts(1, options.prefix)
-        mine.ask(prefix, 1)
-        for _ in range(options.steps):
-            (other,), endings = prompts(1, options.prefix), prompts(2, ENDING)
-            fresh.append(mine.ask(other + endings[0], 1, stream=True)[0])
-            shared.append(mine.ask(prefix + endings[1], 1, stream=True)[0])
-        mine.end()
-        new, known = statistics.median(fresh), statistics.median(shared)
-        print(f"first token after {options.prefix} + {ENDING} tokens: {new * 1000:.0f} ms, with a known beginning "
-              f"{known * 1000:.0f} ms ({known / new:.2f}x)")
+        first_token(mine, options)
+
+
+def prompts(count: int, length: int) -> list[list[int]]:
+    """Random ids that no prompt had before."""
+    return DRAW.integers(0, BENCH["padded_vocab_size"], (count, length)).tolist()
+
+
+def throughput(mine: Client, theirs: Client, options) -> None:
+    """Print tokens/s of turns that alternate."""
+    turns = {"ours": (mine, options.clients), "ours, one client": (mine, 1), "peer": (theirs, options.clients)}
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(options.steps + 1):     # the first, a short one, warms up
+        for name, (server, clients) in turns.items():
+            asked, tokens = (prompts(options.requests, options.seq), options.tokens) if number else (
+                prompts(clients, options.seq), 4)
+            speeds[name].append(server.turn(asked, tokens, clients))
+    medians = {name: statistics.median(found[1:]) for name, found in speeds.items()}
+    for name, median in medians.items():
+        print(f"{name}: median {median:.0f} tokens/s ({min(speeds[name][1:]):.0f}-{max(speeds[name][1:]):.0f})")
+    print(f"{options.dtype}, {options.clients} clients, {options.seq} + {options.tokens} tokens"
+          f"{f', {options.isa}' if options.isa else ''}: {medians['ours'] / medians['ours, one client']:.2f}x one "
+          f"client, {medians['ours'] / medians['peer']:.2f}x the peer", flush=True)
+
+
+def first_token(mine: Client, options) -> None:
+    """Print the time to the first token with a beginning that is new, and with one that is known."""
+    fresh, shared = [], []
+    (prefix,) = prompts(1, options.prefix)
+    mine.ask(prefix, 1)
+    for _ in range(options.steps):
+        (other,), endings = prompts(1, options.prefix), prompts(2, ENDING)
+        fresh.append(mine.ask(other + endings[0], 1, stream=True)[0])
+        shared.append(mine.ask(prefix + endings[1], 1, stream=True)[0])
+    new, known = statistics.median(fresh), statistics.median(shared)
+    print(f"first token after {options.prefix} + {ENDING} tokens: {new * 1000:.0f} ms, with a known beginning "
+          f"{known * 1000:.0f} ms ({known / new:.2f}x)")
 
 
 if __name__ == "__main__":

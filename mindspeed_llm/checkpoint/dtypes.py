@@ -4,6 +4,7 @@ Tags are the project's: fp32, bf16, fp16. A bf16 tensor is an array of uint16 th
 bits.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -59,20 +60,37 @@ def check_tag(dtype: str | None, flag: str) -> None:
         raise UserError(f"{flag} ({dtype}) must be one of {', '.join(NUMPY_DTYPES)}")
 
 
-def cast(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """`array` of tag `source` as a new array of tag `target`, same shape.
+def cast(array: np.ndarray, source: str, target: str, out: np.ndarray | None = None) -> np.ndarray:
+    """`array` of tag `source` as an array of tag `target`, same shape: a new one, unless the tags are the same, or the
+    memory of the flat `out`.
 
     Rounds to nearest, ties to even, as IEEE 754 and PyTorch do; NaNs stay NaNs. Raises UserError when a finite value
     does not fit fp16.
     """
-    if source == target:
+    if source == target and out is None:
         return array
     flat = np.ascontiguousarray(array).reshape(-1)
-    out = np.empty(flat.shape, NUMPY_DTYPES[target])
+    out = np.empty(flat.shape, NUMPY_DTYPES[target]) if out is None else out
+    if source == target:
+        out[...] = flat
+        return out.reshape(array.shape)
     for start in range(0, flat.size, _CHUNK):
         part = _to_fp32(flat[start:start + _CHUNK], source)
         out[start:start + _CHUNK] = _from_fp32(part, target)
     return out.reshape(array.shape)
+
+
+def read_as(stored: str, wanted: str, shape: tuple[int, ...], out: np.ndarray | None,
+            fill: Callable[[np.ndarray], None]) -> StoredTensor:
+    """A tensor of tag `stored` that `fill` copies into a flat array, as one of tag `wanted`; in the memory of `out`, if
+    given. Raises as `cast`.
+    """
+    if stored == wanted and out is not None:
+        fill(out)
+        return StoredTensor(out.reshape(shape), wanted)
+    flat = np.empty(math.prod(shape), NUMPY_DTYPES[stored])
+    fill(flat)
+    return StoredTensor(cast(flat, stored, wanted, out).reshape(shape), wanted)
 
 
 def _to_fp32(array: np.ndarray, source: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from mindspeed_llm.checkpoint import layout
 from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
 from mindspeed_llm.checkpoint.completeness import check_complete, entry_boxes, stored_adapters
-from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, StoredTensor, cast
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, SAFETENSORS_DTYPES, StoredTensor, cast, read_as
 from mindspeed_llm.checkpoint.metadata import REMEDY, model_of, read_metadata
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
@@ -109,6 +110,7 @@ class Checkpoint:
             for key, tensor in entry["tensors"].items():
                 self._held[tensor["name"], tensor.get("state", "weight")].append((relative, key, tensor))
         self._files: dict[str, SafetensorsFile] = {}
+        self._opening = threading.Lock()    # several threads may read
 
     @property
     def has_optimizer(self) -> bool:
@@ -150,15 +152,16 @@ class Checkpoint:
         """Global shape of a weight."""
         return tuple(self._holders(name, "weight")[0][2]["global_shape"])
 
-    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
-        """The weight of `spec` as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given.
+    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None,
+             out: np.ndarray | None = None) -> StoredTensor:
+        """See `WeightSource.read`.
 
         Reads only the bytes that it needs. Raises UserError when the tensor is absent or of another global shape,
         FileNotFoundError or UserError naming the file when one is missing or damaged.
         """
         self._check_shape(spec, "weight")
         boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
-        return self._read(spec.name, boxes, spec.local_shape(rank, size), dtype)
+        return self._read(spec.name, boxes, spec.local_shape(rank, size), dtype, out)
 
     def read_global(self, name: str, dtype: str | None = None) -> StoredTensor:
         """The whole tensor `name`."""
@@ -226,12 +229,10 @@ class Checkpoint:
             raise UserError(problem)
         return sum(len(entry["tensors"]) for entry in self._metadata["files"].values())
 
-    def _read(self, name: str, boxes: tuple[Box, ...], shape: tuple[int, ...], dtype: str | None) -> StoredTensor:
+    def _read(self, name: str, boxes: tuple[Box, ...], shape: tuple[int, ...], dtype: str | None,
+              out: np.ndarray | None = None) -> StoredTensor:
         tag = self.dtype(name)
-        out = np.empty(math.prod(shape), NUMPY_DTYPES[tag])
-        self._fill(name, "weight", boxes, out)
-        tensor = StoredTensor(out.reshape(shape), tag)
-        return tensor if dtype is None else tensor.to(dtype)
+        return read_as(tag, dtype or tag, shape, out, lambda flat: self._fill(name, "weight", boxes, flat))
 
     def _fill(self, name: str, state: str, boxes: tuple[Box, ...], out: np.ndarray) -> None:
         used: list[tuple[SafetensorsFile, str]] = []
@@ -267,8 +268,12 @@ class Checkpoint:
 
     def _file(self, relative: str) -> SafetensorsFile:
         """The file, checked against its metadata on first use."""
-        if relative in self._files:
-            return self._files[relative]
+        with self._opening:
+            if relative not in self._files:
+                self._files[relative] = self._open(relative)
+        return self._files[relative]
+
+    def _open(self, relative: str) -> SafetensorsFile:
         path, entry = self._check_size(relative), self._metadata["files"][relative]
         file = SafetensorsFile(path)
         for key, tensor in entry["tensors"].items():
@@ -277,7 +282,6 @@ class Checkpoint:
             if found is None or found.shape != shape or found.dtype != SAFETENSORS_DTYPES[tensor["dtype"]]:
                 file.close()
                 raise UserError(f"{path}: tensor {key} is not as {layout.METADATA} describes it: {REMEDY}")
-        self._files[relative] = file
         return file
 
     def _check_size(self, relative: str) -> Path:

@@ -6,18 +6,20 @@ and its writer wants all tensors in memory, so both are here; dtypes are the for
 bytes.
 """
 
+import contextlib
 import json
 import math
 import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mindspeed_llm.checkpoint.ahead import Flusher, ahead
 from mindspeed_llm.config.errors import UserError
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -146,7 +148,7 @@ class SafetensorsWriter:
     """Write a safetensors file tensor by tensor, in the order of `entries` (name, dtype in the format's name, shape).
 
     Use as a context manager: leaving it normally fsyncs and renames the temporary file to `path`; an exception removes
-    it. Only one chunk is buffered. `size` is the file's length in bytes.
+    it. `size` is the file's length in bytes.
     """
 
     def __init__(self, path: str | os.PathLike, entries: Sequence[tuple[str, str, tuple[int, ...]]],
@@ -160,6 +162,7 @@ class SafetensorsWriter:
         header = header_bytes(self._entries, metadata)
         self.size = len(header) + sum(_nbytes(dtype, shape) for _, dtype, shape in self._entries)
         self._file = open(self._temporary, "wb")
+        self._flusher = Flusher(self._file.fileno())
         try:
             self._file.write(header)
         except BaseException:
@@ -168,29 +171,49 @@ class SafetensorsWriter:
 
     def write(self, array: np.ndarray) -> int:
         """Append the next tensor's elements (any shape with the right bytes, C order); returns their CRC-32."""
-        return self.write_parts((array,))
+        checksums: list[int] = []
+        for data in self._checked(((array,),), checksums):
+            self._append(data)
+        return checksums[0]
 
-    def write_parts(self, arrays: Iterable[np.ndarray]) -> int:
-        """The same for elements that come in several arrays, which need not be in memory together."""
-        name, dtype, shape = self._entries[self._next]
-        checksum, missing = 0, _nbytes(dtype, shape)
-        for array in arrays:
-            missing -= array.nbytes
-            if missing < 0 or array.dtype.itemsize != _BYTES[dtype]:
-                raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, got {array.dtype} "
-                                 f"{list(array.shape)}")
-            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            for start in range(0, len(data), _CHUNK):
-                part = data[start:start + _CHUNK]
-                checksum = zlib.crc32(part, checksum)
-                try:
-                    self._file.write(part)
-                except OSError as error:
-                    raise UserError(f"cannot write {self.path}: {error.strerror}") from error
-        if missing:
-            raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, {missing} bytes are missing")
-        self._next += 1
-        return checksum
+    def write_all(self, tensors: Iterable[Iterable[np.ndarray]]) -> list[int]:
+        """The next tensors, the elements of each in one or more arrays; returns their CRC-32s.
+
+        A thread makes the arrays (a few of them are in memory at a time) and their checksums.
+        """
+        checksums: list[int] = []
+        with contextlib.closing(ahead(self._checked(tensors, checksums))) as parts:
+            for data in parts:
+                self._append(data)
+        return checksums
+
+    def _checked(self, tensors: Iterable[Iterable[np.ndarray]], checksums: list[int]) -> Iterator[memoryview]:
+        """Bytes to write; the checksum of every tensor that is complete goes into `checksums`."""
+        for arrays in tensors:
+            name, dtype, shape = self._entries[self._next]
+            checksum, missing = 0, _nbytes(dtype, shape)
+            for array in arrays:
+                missing -= array.nbytes
+                if missing < 0 or array.dtype.itemsize != _BYTES[dtype]:
+                    raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, got {array.dtype} "
+                                     f"{list(array.shape)}")
+                data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                for start in range(0, len(data), _CHUNK):
+                    part = data[start:start + _CHUNK]
+                    checksum = zlib.crc32(part, checksum)
+                    yield part
+            if missing:
+                raise ValueError(f"{self.path}: tensor {name} should be {dtype} {list(shape)}, {missing} bytes are "
+                                 "missing")
+            self._next += 1
+            checksums.append(checksum)
+
+    def _append(self, data: memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        self._flusher.wrote(len(data))
 
     def __enter__(self) -> "SafetensorsWriter":
         return self
@@ -203,14 +226,20 @@ class SafetensorsWriter:
             if self._next != len(self._entries):
                 raise ValueError(f"{self.path}: {len(self._entries) - self._next} tensors were not written")
             self._file.flush()
+            if error := self._flusher.close():
+                raise error
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self.path)
+        except OSError as error:
+            self._discard()
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         except BaseException:
             self._discard()
             raise
 
     def _discard(self) -> None:
+        self._flusher.close()
         try:
             self._file.close()
         finally:

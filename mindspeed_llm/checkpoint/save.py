@@ -112,13 +112,11 @@ def write_model_file(staging: Path, tensors: Sequence[tuple[TensorSpec, StoredTe
                              f"{list(spec.local_shape(tp_rank, tp_size))} expected")
     relative = layout.model_file(tp_rank, pp_rank, pp_size)
     heads = [(spec.name, SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for spec, tensor in tensors]
-    described = {}
     (staging / relative).parent.mkdir(exist_ok=True)
     with SafetensorsWriter(staging / relative, heads, {"format": "np"}) as writer:
-        for spec, tensor in tensors:
-            entry = _shard_entry(spec, tp_rank, tp_size, tensor.dtype)
-            entry["crc32"] = writer.write_parts(tensor.parts())
-            described[spec.name] = entry
+        checksums = writer.write_all(tensor.parts() for _, tensor in tensors)
+    described = {spec.name: _shard_entry(spec, tp_rank, tp_size, tensor.dtype) | {"crc32": checksum}
+                 for (spec, tensor), checksum in zip(tensors, checksums)}
     return _leave_entry(staging, relative, {"kind": "model", "bytes": writer.size, "tensors": described})
 
 
@@ -133,15 +131,13 @@ def write_optimizer_file(staging: Path, shards: Sequence[OptimizerShard], *, tp_
         if array.dtype != np.float32 or array.size != shard.stop - shard.start:
             raise ValueError(f"{key}: {shard.stop - shard.start} fp32 elements expected, got {array.size} of "
                              f"{array.dtype}")
-    described = {}
     (staging / relative).parent.mkdir(exist_ok=True)
     heads = [(key, "F32", (shard.stop - shard.start,)) for key, _, shard in parts]
     with SafetensorsWriter(staging / relative, heads, {"format": "np"}) as writer:
-        for key, state, shard in parts:
-            entry = _shard_entry(shard.spec, tp_rank, tp_size, "fp32")
-            entry |= {"state": state, "range": [shard.start, shard.stop],
-                      "crc32": writer.write(shard.states[state].reshape(-1))}
-            described[key] = entry
+        checksums = writer.write_all((shard.states[state].reshape(-1),) for _, state, shard in parts)
+    described = {key: _shard_entry(shard.spec, tp_rank, tp_size, "fp32")
+                 | {"state": state, "range": [shard.start, shard.stop], "crc32": checksum}
+                 for (key, state, shard), checksum in zip(parts, checksums)}
     return _leave_entry(staging, relative, {"kind": "optimizer", "bytes": writer.size, "tensors": described})
 
 

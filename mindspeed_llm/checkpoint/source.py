@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from mindspeed_llm.checkpoint.dtypes import StoredTensor
 from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
@@ -20,8 +22,11 @@ class WeightSource(Protocol):
     adapters_only: bool
     warning: str | None
 
-    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
-        """The weight of `spec` as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given."""
+    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None,
+             out: np.ndarray | None = None) -> StoredTensor:
+        """The weight of `spec` as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given; in the memory of
+        the flat `out` of that dtype, if given: nothing else of its size is in memory then, unless it has to be cast.
+        """
 
     def close(self) -> None:
         """Close the files."""

@@ -233,6 +233,9 @@ class InferenceConfig:
     system_prompt: str = option("", Flag(
         kind.text(), INFERENCE, "what the model is told before every conversation, in the chat template",
         default="none"))
+    tools: str | None = option(None, Flag(
+        kind.path(), INFERENCE, "JSON file with a list of the tools that the model is told of, in the chat template, "
+        "described as the OpenAI API has them"))
     max_new_tokens: int = option(128, Flag(kind.integer(1), INFERENCE, "longest answer, in tokens"))
     temperature: float = option(1.0, Flag(kind.number(above=0.0), INFERENCE, "divides the logits before sampling"))
     top_k: int = option(0, Flag(kind.integer(0), INFERENCE, "sample among the k likeliest tokens; 0: among all"))

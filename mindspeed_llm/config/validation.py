@@ -250,6 +250,9 @@ def _check_inference(configs: Configs) -> None:
     if inference.system_prompt and inference.no_chat_template:
         raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
                         "text into the prompt")
+    if inference.tools and inference.no_chat_template:
+        raise UserError(f"--tools ({inference.tools}) have their place in the chat template: leave out "
+                        "--no-chat-template, or describe them in the prompt")
 
 
 def _check_evaluation(configs: Configs) -> None:
@@ -281,7 +284,7 @@ def _check_serving(configs: Configs) -> None:
     if len(inference.task) > 1:
         raise UserError(f"--task {' '.join(inference.task)}: serve goes on until it is ended; give it alone")
     given = [flag_name(name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
-                                          "num_beams", "prompt_file", "output") if name in configs.explicit]
+                                          "num_beams", "prompt_file", "output", "tools") if name in configs.explicit]
     given += ["--prompt"] if inference.prompts else []
     if inference.hf_chat_template:
         raise UserError("--hf-chat-template is not for --task serve, which needs the form of tool calls and thoughts: "

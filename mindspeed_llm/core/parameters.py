@@ -118,6 +118,11 @@ class ParameterSet:
             raise ValueError(f"{name}: expected {stop - start} elements, got shape {array.shape}")
         self.buffer.store(start, Tensor.from_numpy(np.ascontiguousarray(array).reshape(-1)))
 
+    def memory(self, name: str) -> np.ndarray | None:
+        """The flat memory of a parameter, bf16 as its 16 bits (uint16); None where it is not the host's."""
+        array = self.buffer.memory(*self.ranges[name])
+        return array if array is None or self.dtype != mstype.bfloat16 else array.view(np.uint16)
+
     def initialize(self, model: ModelConfig, seed: int, *, adapters_only: bool = False) -> None:
         """Draw all parameters, or those of adapters: normal(0, init_method_std), output projections scaled by
         1/sqrt(2 * layers), norms 1; the first matrix of an adapter uniform up to 1/sqrt(inputs), the second 0.

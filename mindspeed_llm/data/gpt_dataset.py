@@ -12,6 +12,7 @@ import numpy as np
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.indexed_dataset import IndexedDataset
 
+SAMPLE_ORDER = 2  # stored in checkpoints; another number where the same seed gives another order of samples
 LAST_EPOCH_SHARE = 0.8  # Megatron: below this share of an epoch, the last epoch is shuffled by itself
 
 

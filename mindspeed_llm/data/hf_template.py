@@ -30,13 +30,10 @@ class HfTemplate:
         self._where, text, self._names = _find(Path(directory))
         self._compile(text)
 
-    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-        """A conversation to answer next, as `Template.encode_chat`, but for tools.
-
-        Raises UserError where the template refuses it.
-        """
+    def encode_chat(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: str = "") -> list[int]:
+        """A conversation to answer next, as `Template.encode_chat`. Raises UserError where the template refuses it."""
         special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))) or "$^")
-        said = "".join(message.content for message in messages)
+        said = tools + "".join(message.content for message in messages)
         mark = next(character for character in _PRIVATE if character not in said)
 
         def marked(text: str) -> str:
@@ -46,7 +43,7 @@ class HfTemplate:
             return tokenizer.encode(text.replace(mark, "")) if text else []
 
         text = self._render([{"role": _ROLES.get(message.role, message.role), "content": marked(message.content)}
-                             for message in messages])
+                             for message in messages], json.loads(marked(tools)) if tools else None)
         ids: list[int] = []
         start = 0
         for found in special.finditer(text):
@@ -73,9 +70,9 @@ class HfTemplate:
         except TemplateError as problem:
             raise UserError(f"--hf-chat-template: the template in {self._where} is no Jinja: {problem}") from None
 
-    def _render(self, turns: list[dict]) -> str:
+    def _render(self, turns: list[dict], tools: list | None) -> str:
         try:
-            return self._template.render(messages=turns, tools=None, documents=None, add_generation_prompt=True,
+            return self._template.render(messages=turns, tools=tools, documents=None, add_generation_prompt=True,
                                          **self._names)
         except (self._error, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as problem:
             raise UserError(f"--hf-chat-template: the template in {self._where} does not take this conversation: "

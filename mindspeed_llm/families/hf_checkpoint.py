@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mindspeed_llm.checkpoint.dtypes import StoredTensor
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.sharding import TensorSpec
@@ -35,12 +37,13 @@ class HfCheckpoint:
         self._mapped = {mapped.spec.name: mapped for mapped in mapped_tensors(layout, self.model_config, (), vocab)}
         self._source.open_weights(hf_shapes(list(self._mapped.values())))
 
-    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
-        """The weight of `spec` as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given."""
+    def read(self, spec: TensorSpec, rank: int, size: int, dtype: str | None = None,
+             out: np.ndarray | None = None) -> StoredTensor:
+        """See `WeightSource.read`."""
         if spec.name not in self._mapped or self._mapped[spec.name].spec.shape != spec.shape:
             raise UserError(f"{self.directory} does not hold {spec.name} of shape {list(spec.shape)}: do the model "
                             "flags describe this model?")
-        return self._source.read(self._mapped[spec.name], rank, size, dtype)
+        return self._source.read(self._mapped[spec.name], rank, size, dtype, out)
 
     def close(self) -> None:
         """Close the files."""

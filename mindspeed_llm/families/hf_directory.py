@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.checkpoint.boxes import Box, Source, fill, shard_boxes
-from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS, StoredTensor, cast
+from mindspeed_llm.checkpoint.dtypes import NUMPY_DTYPES, TAGS, StoredTensor, read_as
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
@@ -136,18 +136,17 @@ class HfDirectory:
         for name in {piece.name for piece in pieces} - {None}:
             self._where[name].release(name)
 
-    def read(self, mapped: Mapped, rank: int, size: int, dtype: str | None = None) -> StoredTensor:
-        """An mcore tensor as tensor-parallel `rank` of `size` holds it, cast to `dtype` if given.
+    def read(self, mapped: Mapped, rank: int, size: int, dtype: str | None = None,
+             out: np.ndarray | None = None) -> StoredTensor:
+        """An mcore tensor, as `WeightSource.read` gives it.
 
         Raises UserError naming the tensor for values that do not fit the dtype.
         """
         spec, own = mapped.spec, self.dtype(mapped.pieces[0].name)
-        shape = spec.local_shape(rank, size)
-        out = np.empty(math.prod(shape), NUMPY_DTYPES[own])
         boxes = shard_boxes(spec.shape, spec.partition_dim, spec.segments(rank, size))
-        self.fill(mapped.pieces, boxes, math.prod(spec.shape[1:]), own, out)
         try:
-            return StoredTensor(cast(out, own, dtype or own).reshape(shape), dtype or own)
+            return read_as(own, dtype or own, spec.local_shape(rank, size), out, lambda flat: self.fill(
+                mapped.pieces, boxes, math.prod(spec.shape[1:]), own, flat))
         except UserError as error:
             raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
 

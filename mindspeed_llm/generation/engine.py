@@ -6,8 +6,9 @@
 
 Rank 0 tells the others at each step what arrived (one small broadcast); from the same requests every rank comes to the
 same decisions. While there is nothing to do rank 0 gives a sign of life every HEARTBEAT seconds, for which the others
-wait. An answer is the same bits, with the CPU kernels, whatever else is under way, wherever its prompt's beginning
-comes from and however often it lost its memory: see `scheduler`.
+wait; after IDLE seconds it has them prepare for what may follow on past answers. An answer is the same bits, with the
+CPU kernels, whatever else is under way, wherever its prompt's beginning comes from and however often it lost its
+memory: see `scheduler`.
 """
 
 import json
@@ -26,6 +27,12 @@ from mindspeed_llm.generation.vocab_shard import VocabShard
 from mindspeed_llm.runtime.messages import HEARTBEAT, broadcast_text
 
 __all__ = ["EndEvent", "Engine", "EngineClosed", "EngineLimits", "EngineStats", "Request", "TokenEvent"]
+
+
+IDLE = 0.2
+"""Seconds without requests after which past answers are put through as prompts: a client that asks anew as soon as it
+is answered should not wait for that.
+"""
 
 
 class EngineClosed(UserError):
@@ -72,7 +79,8 @@ class EndEvent:
 @dataclass(frozen=True)
 class EngineStats:
     """Sequences and blocks as they are, and totals since the start: prompt tokens computed, prompt tokens found in
-    memory, tokens of answers, sequences that lost their memory, steps.
+    memory, tokens of answers, tokens of past answers that were put through as prompts, sequences that lost their
+    memory, steps.
     """
 
     running: int = 0
@@ -82,6 +90,7 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     new_tokens: int = 0
+    reread_tokens: int = 0
     preempted: int = 0
     steps: int = 0
 
@@ -102,6 +111,7 @@ class Engine:
         self._orders: list[str] = []    # rank 0: what the ranks have not been told yet, each as JSON
         self._names: set[str] = set()   # of the requests under way
         self._closed = False            # rank 0: takes no more requests
+        self._resting = False           # rank 0: there was nothing to do for IDLE seconds
 
     def check(self, request: Request) -> None:
         """Raise PromptLengthError, EngineClosed or another UserError if `submit` would."""
@@ -184,11 +194,21 @@ class Engine:
         if self._world.rank == 0:
             with self._changed:
                 if not self._scheduler.busy:
-                    self._changed.wait_for(lambda: self._orders, HEARTBEAT)
+                    self._wait()
                 text = f"[{','.join(self._orders)}]" if self._orders else ""
                 self._orders = []
         text = broadcast_text(text, self._world)
         return json.loads(text) if text else []
+
+    def _wait(self) -> None:
+        """Until there are orders, for HEARTBEAT seconds at most; give one when there is time for past answers."""
+        if not self._scheduler.has_past or self._closed:
+            self._changed.wait_for(lambda: self._orders, HEARTBEAT)
+        elif self._changed.wait_for(lambda: self._orders, 0 if self._resting else IDLE):
+            self._resting = False
+        else:
+            self._resting = True
+            self._order("reread")
 
     def _follow(self, orders: list[list]) -> list[EndEvent]:
         """Carry orders out; what has ended by them."""
@@ -198,6 +218,10 @@ class Engine:
                 name, prompt, config = rest
                 config["stop_ids"] = frozenset(config["stop_ids"])
                 self._scheduler.add(name, tuple(prompt), GenerationConfig(**config))
+                continue
+            if kind == "reread":
+                self._generator.logits(self._scheduler.plan_past().passes)
+                self._count()
                 continue
             if kind == "cancel":
                 ended = [one for one in (self._scheduler.named(rest[0]),) if one is not None]
@@ -258,4 +282,5 @@ class Engine:
         scheduler, before = self._scheduler, self._stats
         self._stats = EngineStats(len(scheduler.running), len(scheduler.waiting), scheduler.pool.used,
                                   scheduler.pool.bound, scheduler.computed, scheduler.found,
-                                  before.new_tokens + new_tokens, scheduler.preempted, before.steps + steps)
+                                  before.new_tokens + new_tokens, scheduler.reread, scheduler.preempted,
+                                  before.steps + steps)

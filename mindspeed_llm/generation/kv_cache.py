@@ -47,6 +47,11 @@ class BlockPool:
         """Number of blocks that sequences hold."""
         return len(self._users) - len(self._free) - len(self._unused)
 
+    @property
+    def spare(self) -> int:
+        """Number of blocks that hold nothing that can be found."""
+        return len(self._free)
+
     def has(self, count: int) -> bool:
         """Whether `take(count)` will succeed."""
         return self.bound is None or count <= len(self._free) + len(self._unused)

@@ -4,7 +4,10 @@ Sequences join and leave between steps (Yu et al., "Orca", OSDI 2022). A step de
 prompt is through, and takes a bounded number of prompt tokens along (Agrawal et al., "Sarathi-Serve", OSDI 2024).
 Prompts go through block by block: a full block's keys and values then are the same bits whoever computes them, so that
 sharing one changes nothing. For the same reason decoded tokens have passes of their own, of a size up to which a row's
-bits do not depend on the others, and a sequence that lost its memory decodes its answer anew.
+bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded tokens' keys and
+values, which are summed in another order than a prompt's, are never shared. While nothing else is to be done the tokens
+of past answers go through once more as a prompt, block by block, so that the next turn of a chat finds them; their bits
+then are those that this turn would compute itself.
 
 All ranks run the same scheduler over the same requests; nothing here depends on the clock.
 """
@@ -22,6 +25,7 @@ from mindspeed_llm.generation.generator import Pass
 from mindspeed_llm.generation.kv_cache import BLOCK, BlockPool, KVCache
 from mindspeed_llm.generation.sampling import random_stream
 
+PAST_ANSWERS = 64   # whose tokens are kept in mind until there is time for them
 DECODE_ROWS = 15  # of a pass: so many rows of a product have the same bits whatever is beside them (kernels/cpu)
 
 
@@ -84,6 +88,17 @@ class Sequence:
         return True
 
 
+@dataclass(frozen=True)
+class _Past:
+    """A sequence that has ended: the names of its full blocks, of which block `first` is the first that holds decoded
+    tokens, and its ids from that block on, int32.
+    """
+
+    names: list[bytes]
+    first: int
+    ids: np.ndarray
+
+
 @dataclass
 class Step:
     """Passes to run, and the sequences whose logits they will give, in that order."""
@@ -108,7 +123,8 @@ class Scheduler:
         self.pool = BlockPool(limits.block_tokens, bound)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
-        self.computed = self.found = self.preempted = 0     # prompt tokens twice, sequences
+        self.computed = self.found = self.reread = self.preempted = 0     # three times tokens, sequences
+        self._past: deque[_Past] = deque(maxlen=PAST_ANSWERS)
         self._limits = limits
 
     @property
@@ -124,6 +140,10 @@ class Scheduler:
         """A sequence has ended; its blocks are free."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         sequence.lose_memory()
+        ids, first = (*sequence.prompt, *sequence.answer.ids), len(sequence.block_names)
+        names = _names((*ids, -1), self.pool.block_tokens)  # also of a block that ends with the answer
+        if len(names) > first:
+            self._past.append(_Past(names, first, np.asarray(ids[first * self.pool.block_tokens:], np.int32)))
 
     def named(self, name: str) -> Sequence | None:
         """The sequence under way of that name."""
@@ -136,6 +156,33 @@ class Scheduler:
         self._admit()
         self._process_prompts(step, self._limits.step_tokens - sum(one.tokens for one in step.passes))
         return step
+
+    @property
+    def has_past(self) -> bool:
+        """Whether there may be tokens of past answers to be put through as a prompt."""
+        return bool(self._past)
+
+    def plan_past(self) -> Step:
+        """The next block of the latest answer that is not in memory as a prompt; nothing when there is none.
+
+        To be called when the scheduler is not busy. It takes the memory of decoded tokens and nobody else's: without
+        such, or with a prompt that is no longer in memory, an answer is given up. The block is free for others as soon
+        as the step is forgotten.
+        """
+        size = self.pool.block_tokens
+        while self._past:
+            past, cache, place = self._past[-1], KVCache(self.pool), 0
+            while place < len(past.names) and (block := self.pool.find(past.names[place])) is not None:
+                cache.adopt(place, block)
+                place += 1
+            if past.first <= place < len(past.names) and self.pool.spare:
+                cache.reserve((place + 1) * size)
+                self.pool.name(cache.table[place], past.names[place])
+                self.reread += size
+                begin = (place - past.first) * size
+                return Step([Pass([cache], [place * size], [past.ids[begin:begin + size]], [])])
+            self._past.pop()
+        return Step()
 
     def _decode(self, step: Step) -> None:
         ready: list[Sequence] = []

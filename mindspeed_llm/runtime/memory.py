@@ -45,6 +45,11 @@ class FlatBuffer:
         with autograd.no_grad():
             return part.view(shape or (stop - start,))
 
+    def memory(self, start: int, stop: int) -> np.ndarray | None:
+        """Elements start to stop as an array that shares their memory; None on a device."""
+        memory, first = self._group(start, stop)
+        return memory[start - first:stop - first] if isinstance(memory, np.ndarray) else None
+
     def store(self, start: int, tensor: Tensor) -> None:
         """Copy a flat `tensor` of the buffer's dtype to element `start` and those after it."""
         memory, first = self._group(start, start + tensor.size)

@@ -1,6 +1,7 @@
 """A checkpoint's weights into the chunks of a model."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 from mindspeed_llm.checkpoint import Checkpoint, WeightSource
 from mindspeed_llm.config import lora, shape
@@ -8,7 +9,11 @@ from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.core.gpt_model import GPTModel
+from mindspeed_llm.core.parameters import ParameterSet
+from mindspeed_llm.core.sharding import TensorSpec
 from mindspeed_llm.core.structure import model_specs
+from mindspeed_llm.kernels.cpu import default_threads
+from mindspeed_llm.runtime import device
 
 
 def resolve(configs: Configs, base: WeightSource | None, adapters: Checkpoint | None) -> Configs:
@@ -29,15 +34,24 @@ def load_weights(chunks: list[GPTModel], source: WeightSource, params_dtype: str
     """Fill the chunks' parameters from checkpoints of any parallel layout, or from Hugging Face's files, cast to
     `params_dtype`.
 
-    `adapters` holds those of low-rank adapters; None leaves them as they are.
+    `adapters` holds those of low-rank adapters; None leaves them as they are. The largest tensors come first: while one
+    is copied its pages of the file count as this process' memory, which is fullest at the end.
     """
     for chunk in chunks:
         parameters = chunk.parameters
-        for name, spec in parameters.specs.items():
-            holder = adapters if spec.adapter else source
-            if holder is None:
-                continue
-            parameters.load(name, holder.read(spec, parameters.tp_rank, parameters.tp_size, params_dtype).array)
+
+        def fill(spec: TensorSpec, parameters: ParameterSet = parameters) -> None:
+            memory = parameters.memory(spec.name)
+            read = (adapters if spec.adapter else source).read(spec, parameters.tp_rank, parameters.tp_size,
+                                                               params_dtype, memory)
+            if memory is None:
+                parameters.load(spec.name, read.array)
+        specs = sorted((spec for spec in parameters.specs.values() if not spec.adapter or adapters is not None),
+                       key=lambda spec: -math.prod(spec.shape))
+        # a single thread spends most of its time on the pages; a device's memory is the framework's to fill
+        with ThreadPoolExecutor(default_threads() if device.on_cpu() else 1) as pool:
+            for _ in pool.map(fill, specs):
+                pass
 
 
 def loaded_line(load_dir: str, saved: int, start: int) -> str:

@@ -13,6 +13,7 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.training import CheckpointConfig
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES
+from mindspeed_llm.data.gpt_dataset import SAMPLE_ORDER
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.runtime.memory import from_numpy
@@ -58,13 +59,20 @@ def require_same_iteration(source: Checkpoint | None, world: Group) -> None:
 
 
 def restore_seed(configs: Configs, source: Checkpoint | None) -> Configs:
-    """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order.
+    """`configs` with the seed of the checkpoint that a run resumes, so that the data go on in the same order; with a
+    note where they cannot, because the order that follows from a seed is another one today.
 
     With --no-load-rng, and where training starts at iteration 0, the seed stays that of the command line. Raises UserError
     for a --seed that contradicts the checkpoint's.
     """
     if source is None or source.weights_only or configs.checkpoint.finetune or configs.checkpoint.no_load_rng:
         return configs
+    tuning = configs.data.is_instruction_dataset or configs.data.is_pairwise_dataset
+    if not tuning and source.extra.get("sample_order") != SAMPLE_ORDER:
+        configs = replace(configs, notes=[*configs.notes, (
+            f"WARNING: {source.directory} comes from a version that read pre-training samples IN ANOTHER ORDER: this run "
+            f"goes on after {source.consumed_samples} samples of today's order, so some of them will be read again and "
+            "others not in this epoch. Finish the run with the version that began it if that matters")])
     stored, asked = _saved(source, source.rng, "seed", int), configs.train.seed
     if stored == asked:
         return configs

@@ -14,6 +14,7 @@ from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.core.optimizer.optimizer import Optimizer
 from mindspeed_llm.core.parallel_state import ParallelState
 from mindspeed_llm.core.sharding import OPTIMIZER_STATES, TensorSpec
+from mindspeed_llm.data.gpt_dataset import SAMPLE_ORDER
 from mindspeed_llm.runtime import collectives
 from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.runtime.memory import from_numpy
@@ -74,7 +75,8 @@ class Saver:
             self._configs.model, self._configs.parallel, progress.iteration, progress.consumed_samples,
             weights_only=False, data_parallel_size=self._state.dp.size, lora=self._optimizer.chunks[0].lora,
             adapters_only=self._configs.checkpoint.lora_ckpt_filter, rng={"seed": self._configs.train.seed},
-            extra={"optimizer_steps": self._optimizer.step_count, "loss_scale": self._scale.state()})
+            extra={"optimizer_steps": self._optimizer.step_count, "loss_scale": self._scale.state(),
+                   "sample_order": SAMPLE_ORDER})
         self._pending = _Pending(info, self._start(self._write, progress.iteration, weights, shards))
         if self._thread is None:
             self.finish()

@@ -1,13 +1,18 @@
 """The safetensors reader and writer: interchange with the library, and damaged files."""
 
+import errno
 import json
+import os
 import struct
+import threading
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mindspeed_llm.checkpoint import ahead
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile, SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 
@@ -75,3 +80,41 @@ def test_damaged_files_are_named(tmp_path, content: bytes, message: str) -> None
     assert "bad.safetensors" in str(caught.value)
     with pytest.raises(FileNotFoundError, match="none.safetensors is missing"):
         SafetensorsFile(tmp_path / "none.safetensors")
+
+
+def test_tensors_in_parts_are_made_ahead(tmp_path) -> None:
+    rng = np.random.default_rng(1)
+    tensors = {f"t{number}": rng.integers(0, 1 << 16, size, np.uint16) for number, size in enumerate((7, 0, 5000, 1))}
+    heads = [(name, "BF16", array.shape) for name, array in tensors.items()]
+    with SafetensorsWriter(tmp_path / "parts", heads) as writer:
+        found = writer.write_all(np.array_split(array, 3) for array in tensors.values())
+    assert found == write(tmp_path / "whole", tensors) == [zlib.crc32(array.tobytes()) for array in tensors.values()]
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+    def broken():
+        yield np.zeros(4, np.float32)
+        raise UserError("the source ends here")
+    for parts, message in ((broken(), "the source ends"), ([np.zeros(9, np.float32)], "should be F32")):
+        with pytest.raises((UserError, ValueError), match=message):
+            with SafetensorsWriter(tmp_path / "f", [("x", "F32", (8,))]) as writer:
+                writer.write_all([parts])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+@pytest.mark.parametrize("refused", ["write", "fdatasync", "fsync"])
+def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path, monkeypatch, refused: str) -> None:
+    """Whoever finds out: the write itself, the thread that hurries the data to the disk, or the last fsync."""
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    threads = threading.active_count()
+    monkeypatch.setattr(ahead, "SYNC_BYTES", 1)
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'f'}: No space left on device"):
+        with SafetensorsWriter(tmp_path / "f", [("x", "F32", (8,))]) as writer:
+            if refused == "write":
+                writer._file.close()
+                writer._file = mock.Mock(write=full)
+            else:
+                monkeypatch.setattr(os, refused, full)
+            writer.write_all(np.zeros((8, 1), np.float32) for _ in range(1))
+    assert list(tmp_path.iterdir()) == [] and threading.active_count() == threads

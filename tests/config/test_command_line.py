@@ -190,6 +190,7 @@ ERRORS = [
     ("pretrain", "--eval-task-interval 5", "--eval-task-interval (5) needs --eval-task"),
     ("inference", "--task gready", "--task (gready) must be greedy or do_sample or beam_search or"),
     ("inference", "--system-prompt s --no-chat-template", "--system-prompt has its place in the chat template"),
+    ("inference", "--tools t.json --no-chat-template", "--tools (t.json) have their place in the chat template"),
     ("inference", "--repetition-penalty 0", "--repetition-penalty (0) must be a number above 0.0"),
     ("inference", "--hf-chat-template --no-chat-template",
      "--hf-chat-template and --no-chat-template exclude each other"),

@@ -175,6 +175,7 @@ EFFECTS = [
     ("inference", "--prompt-file a.txt", {"inference.prompt_file": "a.txt"}),
     ("inference", "--output a.jsonl", {"inference.output": "a.jsonl"}),
     ("inference", "--system-prompt 'a b'", {"inference.system_prompt": "a b"}),
+    ("inference", "--tools t.json", {"inference.tools": "t.json"}),
     ("inference", "--prompt 'a b' --prompt c", {"inference.prompts": ("a b", "c")}),
     ("inference", "--max-new-tokens 256", {"inference.max_new_tokens": 256}),
     ("inference", "--temperature 0.8", {"inference.temperature": 0.8}),

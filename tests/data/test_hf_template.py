@@ -80,6 +80,14 @@ def test_what_templates_find(glm_tokenizer, tmp_path):
     assert glm_tokenizer.decode(ids) == '{"a": "<é>"}4True'
 
 
+def test_tools_are_text(glm_tokenizer, tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather", "description": "<|user|> {é}"}}]
+    text = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|user|>"
+    ids = HfTemplate(written(tmp_path, text)).encode_chat(glm_tokenizer, messages(CHATS[0]), json.dumps(tools))
+    assert ids == [*glm_tokenizer.bos_prefix, *glm_tokenizer.encode(json.dumps(tools[0], ensure_ascii=False)),
+                   glm_tokenizer.special("<|user|>")]
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("{% if %}", "is no Jinja"), ("{{ raise_exception('no system') }}", "does not take this conversation: no system"),
     ("{{ messages.append(1) }}", "does not take"), ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "does not take"),

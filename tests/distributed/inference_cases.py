@@ -2,6 +2,8 @@
 flags.
 """
 
+import os
+import signal
 import tempfile
 import threading
 import time
@@ -11,7 +13,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import openai
+from openai.types import Completion
 
+from mindspeed_llm.config.serving import ServeConfig
+from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.generation import engine as engines
 from mindspeed_llm.generation.beam_search import beam_search
 from mindspeed_llm.generation.config import GenerationConfig
@@ -23,9 +29,13 @@ from mindspeed_llm.tasks.inference import terminal
 from mindspeed_llm.tasks.inference.chat import Conversation
 from mindspeed_llm.tasks.inference.loading import Loaded, load
 from mindspeed_llm.tasks.inference.prompting import Prompter
+from mindspeed_llm.tasks.inference.serving.app import Served
+from mindspeed_llm.tasks.inference.serving.jobs import Jobs
+from mindspeed_llm.tasks.inference.serving.server import Server, bind
 from tests.evaluation.layouts import write_all
-from tests.generation.recorded_generation import answers, beams, recorded_generator
+from tests.generation.recorded_generation import answers, beams, config, recorded_generator, rows
 from tests.inference.tiny_job import configs
+from tests.serving.launched import serve_beside
 
 PROMPTS = ("A. one", "Answer: what is the one choice about (with) questions?", "D")
 
@@ -143,8 +153,50 @@ def everything(folder: str, flags: str) -> dict | None:
     return found if loaded.is_rank_0 else None
 
 
-def recorded(tp: int, pp: int, prompts: int, beam_prompts: int) -> dict:
-    """Answers and beams of the model of which Hugging Face's answers are recorded."""
+def recorded(tp: int, pp: int, prompts: int, beam_prompts: int, tokenizer: str) -> dict:
+    """Answers and beams of the model of which Hugging Face's answers are recorded, and rank 0's answers over HTTP.
+
+    The ids of that model are those of single bytes of the tokenizer, all ASCII.
+    """
     generator = recorded_generator(tp, pp)
-    return answers(generator, prompts) | {name: beams(generator, name, beam_prompts)[0]
-                                          for name in ("beams", "penalized_beams")}
+    return answers(generator, prompts) | {"http": over_http(generator, load_tokenizer(tokenizer), prompts)} | {
+        name: beams(generator, name, beam_prompts)[0] for name in ("beams", "penalized_beams")}
+
+
+def over_http(generator: Generator, tokenizer: Tokenizer, prompts: int) -> dict:
+    """Texts of the greedy answers to so many recorded prompts, asked at once; then one of a second turn, for which the
+    answer before it has been read again, with the number of tokens that were known and the text that is right. Rank 0
+    has all this, the others the last.
+    """
+    how, engine = config("greedy"), Engine(generator, EngineLimits(4096))
+    tokenizer.stop_ids = list(how.stop_ids)
+    second, found = [*rows("prompts")[1], *rows("greedy")[1], 7, 8], {"answers": {}}
+
+    def talk(url: str) -> None:
+        with openai.OpenAI(base_url=url + "/v1", api_key="-", max_retries=0) as client:
+            def ask(prompt: list[int], tokens: int) -> Completion:
+                return client.completions.create(model="recorded", prompt=prompt, max_tokens=tokens, temperature=0)
+
+            def ask_recorded(number: int) -> None:
+                found["answers"][number] = ask(rows("prompts")[number], how.max_new_tokens).choices[0].text
+            asking = [threading.Thread(target=ask_recorded, args=(number,)) for number in range(prompts)]
+            for thread in asking:
+                thread.start()
+            for thread in asking:
+                thread.join()
+            until = time.monotonic() + 30
+            while engine.stats().reread_tokens < 64 and time.monotonic() < until:
+                time.sleep(0.05)
+            again = ask(second, 8)
+            found["second"] = again.choices[0].text, again.usage.prompt_tokens_details.cached_tokens
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if generator.state.world.rank:
+        engine.run(lambda events: None)
+    else:
+        listener = bind("127.0.0.1", 0)
+        jobs, served = Jobs(tokenizer, None, "recorded", generator.max_length), Served("recorded", None)
+        serve_beside(Server(engine, jobs, ServeConfig(drain_seconds=1), served, listener).run, talk,
+                     listener.getsockname()[1])
+    (right,) = generate(generator, [second], replace(how, max_new_tokens=8))
+    return found | {"right": tokenizer.decode(right.ids)}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.generation.recorded_generation import rows
+from tests.generation.recorded_generation import record, rows
 from tests.inference.tiny_job import write_job
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
@@ -71,10 +71,15 @@ def test_benchmarks_equal_one_process(results, case, task):
 
 @pytest.mark.parametrize(("tp", "pp", "prompts", "beam_prompts"), [
     (2, 2, 4, 1), *(pytest.param(tp, pp, 50, 8, marks=pytest.mark.full) for tp, pp in ((2, 1), (1, 2), (2, 2)))])
-def test_answers_are_hugging_faces(ranks, tp, pp, prompts, beam_prompts):
+def test_answers_are_hugging_faces(ranks, glm_tokenizer, tokenizer_dir, tp, pp, prompts, beam_prompts):
     """The engine tells rank 0, a beam search every rank: those of all stages, and of a data-parallel replica."""
-    found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts)
+    found = ranks(4).run("tests.distributed.inference_cases:recorded", tp, pp, prompts, beam_prompts, tokenizer_dir)
     for name in ("greedy", "penalized"):
         assert found[0][name] == rows(name)[:prompts]
+    over_http = found[0]["http"]
+    assert over_http["answers"] == {
+        str(number): glm_tokenizer.decode([token for token in answer if token not in record()["stop"]])
+        for number, answer in enumerate(rows("greedy")[:prompts])}
+    assert over_http["second"] == [over_http["right"], 64] and len(over_http["right"]) > 1
     for name in ("beams", "penalized_beams"):
         assert [one[name] for one in found] == [rows(name)[:4 * beam_prompts]] * 4

@@ -1,6 +1,7 @@
 """Continuous batching on the recorded model: answers do not depend on what else is under way, nor on memory."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -203,6 +204,70 @@ def test_an_idle_engine_waits_for_requests_and_for_its_end(monkeypatch, alone):
     assert events[-1].reason == "cancelled" and events[-1].name == "never answered"
     with pytest.raises(EngineClosed):
         engine.submit(REQUESTS[0])
+
+
+class Chat:
+    """Asks for each turn when the engine has been idle for so long that it has read all past answers again."""
+
+    def __init__(self, monkeypatch, limits=ROOMY):
+        monkeypatch.setattr(engines, "IDLE", 0.001)
+        self.engine, self.events, self._ended = Engine(golden_generator(), limits), [], threading.Event()
+        self._thread = threading.Thread(target=self.engine.run, args=(self._told,))
+        self._thread.start()
+
+    def _told(self, events):
+        self.events.extend(events)
+        if isinstance(events[-1], EndEvent):
+            self._ended.set()
+
+    def ask(self, request, reread):
+        """(tokens, end); `reread`: tokens that the engine will have read again afterwards."""
+        self._ended.clear()
+        begin = len(self.events)
+        self.engine.submit(request)
+        assert self._ended.wait(30)
+        until = time.monotonic() + 30
+        while self.engine.stats().reread_tokens < reread or self.engine._scheduler.has_past:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        assert self.engine.stats().reread_tokens == reread and self.engine.stats().blocks_used == 0
+        *tokens, end = self.events[begin:]
+        return tokens, end
+
+    def close(self):
+        self.engine.drain()
+        self._thread.join()
+
+
+def test_the_next_turn_of_a_chat_finds_the_answer_in_memory(monkeypatch):
+    """And says the same bits as on an engine that has never seen the first turn."""
+    chat = Chat(monkeypatch)
+    first = Request("first", prompt(21), replace(GREEDY, max_new_tokens=28))    # block 1 is of both, 2 of the answer
+    tokens, _ = chat.ask(first, reread=32)
+    second = Request("second", (*first.prompt, *(event.token for event in tokens), 5, 6), GREEDY)
+    found, end = chat.ask(second, reread=32)    # 51 tokens and 12 more do not fill a block
+    assert end == EndEvent("second", "length", 51, 12, 48)
+    assert [*found, replace(end, cached_tokens=0)] == Client(ROOMY, [(0, second)]).answer("second")
+    chat.close()
+
+
+def test_a_conversation_that_was_forgotten_is_not_read_again(monkeypatch):
+    """Four blocks. When there is time, the later request has taken the memory of the earlier one's prompt."""
+    client = Client(replace(ROOMY, cache_tokens=64), [
+        (0, Request("first", prompt(33), replace(GREEDY, max_new_tokens=20))),
+        (20, Request("second", prompt(50, 1), replace(GREEDY, max_new_tokens=2)))])
+    scheduler = client.engine._scheduler
+    assert scheduler.has_past
+    assert scheduler.plan_past().passes == [] and not scheduler.has_past and scheduler.pool.used == 0
+
+
+def test_answers_are_not_read_again_at_the_cost_of_what_is_known():
+    scheduler = Client(ROOMY, [(0, Request("first", prompt(33), replace(GREEDY, max_new_tokens=20)))]).engine._scheduler
+    pool = scheduler.pool
+    held, known = pool.take(pool.spare), dict(pool._found)
+    assert scheduler.has_past and len(known) == 2
+    assert scheduler.plan_past().passes == [] and not scheduler.has_past and pool._found == known
+    pool.release(held)
 
 
 @pytest.mark.parametrize(("change", "error", "words"), [

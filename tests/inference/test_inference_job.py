@@ -4,9 +4,12 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 
+from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.core.parameters import ParameterSet
 from mindspeed_llm.generation.config import GenerationConfig
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import world
@@ -17,6 +20,7 @@ from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
 from tests.inference.tiny_job import configs, write_job
 
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -28,6 +32,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder):
     return load(configs("inference", folder))
+
+
+@pytest.mark.parametrize("flags", [(), ("--bf16",)])
+def test_weights_are_read_into_their_place(folder, monkeypatch, flags):
+    """Nothing copies them once more: at full size there is no memory for that."""
+    monkeypatch.setattr(ParameterSet, "load", lambda _, name, array: pytest.fail(f"{name} was copied"))
+    parameters = load(configs("inference", folder, *flags)).model.parameters
+    with open_checkpoint(folder / "checkpoint") as checkpoint:
+        for name, spec in parameters.specs.items():
+            expected = checkpoint.read(spec, 0, 1, "bf16" if flags else "fp32").array
+            found = parameters.tensors[name].asnumpy()
+            assert np.array_equal(found.view(expected.dtype), expected) and expected.any()
+            assert np.shares_memory(found, parameters.memory(name))
 
 
 def conversation(loaded, max_length=None, history_turns=None):
@@ -84,19 +101,30 @@ def test_system_prompt_comes_first(loaded):
         assert prompter.conversation(turns) == [*tokenizer.bos_prefix, *system, *plain.conversation(turns)[prefix:]]
 
 
-def test_job_takes_the_system_prompt_and_the_tokenizers_own_template(folder, monkeypatch):
+def test_tools_come_before_the_system_prompt(loaded):
+    equipped = Prompter.of(loaded.configs, loaded.tokenizer, no_chat_template=False, system_prompt="A B",
+                           tools=json.dumps(TOOLS)).prompt("A. one")
+    text = loaded.tokenizer.decode(equipped, skip_special=False)
+    head = r'<\|system\|>\n[^<]*## weather\n\n\{\n    "name": "weather"[^<]*<\|system\|>\nA B<\|user\|>'
+    assert re.search(head, text)
+
+
+def test_job_takes_the_system_prompt_tools_and_the_tokenizers_own_template(folder, monkeypatch):
     seen = []
     monkeypatch.setattr("mindspeed_llm.tasks.inference.job.Job.generate", lambda job, task: seen.append(job._prompts))
     template = folder / "tokenizer" / "chat_template.jinja"
-    template.write_text("[gMASK]<sop>{{ messages[0].content }}<|user|>{{ messages[1].content }}")
-    for flags in ((), ("--system-prompt", "A B"), ("--system-prompt", "A B", "--hf-chat-template")):
+    template.write_text("[gMASK]<sop>{{ messages[0].content }}<|user|>{{ messages[1].content }}"
+                        "{{ tools[0].function.name }}")
+    (folder / "tools.json").write_text(json.dumps(TOOLS))
+    tools, system = ("--tools", str(folder / "tools.json")), ("--system-prompt", "A B")
+    for flags in ((), system, (*system, *tools, "--hf-chat-template")):
         run(configs("inference", folder, "--prompt", "A. one", *flags))
     template.unlink()
     ((plain,), (told,), (own,)) = seen
     assert len(told) > len(plain) and told[-5:] == plain[-5:]
     tokenizer = load(configs("inference", folder)).tokenizer
     assert own == [*tokenizer.bos_prefix, *tokenizer.encode("A B"), tokenizer.special("<|user|>"),
-                   *tokenizer.encode("A. one")]
+                   *tokenizer.encode("A. oneweather")]
 
 
 def test_conversation_continues_from_its_cache(loaded):

@@ -7,7 +7,7 @@ import pytest
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.tasks.inference import job, run
-from mindspeed_llm.tasks.inference.files import AnswerFile, read_prompts
+from mindspeed_llm.tasks.inference.files import AnswerFile, read_prompts, read_tools
 from tests.inference.tiny_job import configs, write_job
 
 
@@ -45,6 +45,14 @@ def test_what_is_no_prompt_is_refused(tmp_path, name, data, words):
         (tmp_path / name).write_bytes(data)
     with pytest.raises((UserError, FileNotFoundError), match=words):
         read_prompts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("data", [None, b"{", b"{}", b"[]", b'["a"]', b'[{"function": {}}]', b'[{"name": 3}]'])
+def test_what_is_no_list_of_tools_is_refused(tmp_path, data):
+    if data is not None:
+        (tmp_path / "tools.json").write_bytes(data)
+    with pytest.raises((UserError, FileNotFoundError), match=r"--tools .*tools.json.* a JSON list of descriptions"):
+        read_tools(str(tmp_path / "tools.json"))
 
 
 def test_answers_are_written(folder, tmp_path, monkeypatch, capsys):

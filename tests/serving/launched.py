@@ -1,12 +1,15 @@
-"""The serving script as a job of its own."""
+"""A server with a model: the serving script as a job of its own, or in this process."""
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,17 +35,17 @@ def wait_for_health(url: str, seconds: float = 120.0) -> None:
 
 
 class Launched:
-    """The script over the model that tests/inference/tiny_job.py writes into `folder`, on two tensor-parallel ranks."""
+    """The script over the model that tests/inference/tiny_job.py writes into `folder`, on `tp` x `pp` ranks."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, tp: int = 2, pp: int = 1) -> None:
         port = free_port()
-        self.url, self.model, self.ranks = f"http://127.0.0.1:{port}", "glm4-9b", 2
+        self.url, self.model, self.ranks = f"http://127.0.0.1:{port}", "glm4-9b", tp * pp
         logs = folder / f"logs{port}"
         self._log = logs / "serve_glm4_9b"
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                        "VIRTUAL_ENV": sys.prefix, "CHECKPOINT": str(folder / "checkpoint"),
                        "TOKENIZER_PATH": str(folder / "tokenizer"), "DTYPE": "fp32", "NPUS_PER_NODE": str(self.ranks),
-                       "TP": str(self.ranks), "PP": "1", "PORT": str(port), "MASTER_PORT": str(free_port()),
+                       "TP": str(tp), "PP": str(pp), "PORT": str(port), "MASTER_PORT": str(free_port()),
                        "DEVICE_TARGET": "CPU", "API_KEY": KEY, "LOG_ROOT": str(logs)}
         script = ROOT / "examples" / "mindspore" / "glm4" / "serve_glm4_9b_ms.sh"
         self.process = subprocess.Popen(["bash", script, *flags], env=environment, cwd=folder, stdout=subprocess.PIPE,
@@ -62,3 +65,30 @@ class Launched:
         """(status, what it printed), when it has ended."""
         out, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, out
+
+
+def serve_beside(serve: Callable[[], None], talk: Callable[[str], None], port: int) -> None:
+    """Run `serve`, a server at `port` that ends at SIGTERM, in this process, and `talk(url)` in a thread beside it.
+
+    `talk` sends the signal. Raises what it raises.
+    """
+    url, failures = f"http://127.0.0.1:{port}", []
+
+    def client() -> None:
+        try:
+            wait_for_health(url)
+            talk(url)
+        except BaseException as error:
+            failures.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    thread = threading.Thread(target=client)
+    thread.start()
+    try:
+        serve()
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    thread.join()
+    if failures:
+        raise failures[0]

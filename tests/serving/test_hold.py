@@ -1,7 +1,7 @@
 """Many clients at a time, some of which leave, send nonsense, ask for too much: every answer is right, or an error.
 
-A few dozen requests over the scripted engine; under --full 1,000 from 16 clients over a model on two ranks, whose
-memory must not grow.
+A few dozen requests over the scripted engine; under --full 1,000 from 16 clients over a model on two ranks and on
+four, whose memory must not grow.
 """
 
 import gc
@@ -165,9 +165,10 @@ def test_a_few_clients(glm_tokenizer):
 
 
 @pytest.mark.full
-def test_a_thousand_requests(tmp_path):
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (2, 2)])
+def test_a_thousand_requests(tmp_path, tp, pp):
     write_job(tmp_path)
-    job = Launched(tmp_path, "--max-sequences", "12")
+    job = Launched(tmp_path, "--max-sequences", "12", tp=tp, pp=pp)
     crowd = Crowd(job.url, job.model, 400)
     crowd.send(clients=16, requests=400)
     before = job.memory()

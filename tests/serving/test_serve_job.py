@@ -17,7 +17,7 @@ from mindspeed_llm.tasks.inference import run
 from mindspeed_llm.tasks.inference.loading import load
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from tests.inference.tiny_job import configs, write_job
-from tests.serving.launched import Launched, free_port, wait_for_health
+from tests.serving.launched import Launched, free_port, serve_beside
 
 QUESTIONS = ("A. one", "B. two", "C. three", "D. 三")
 
@@ -54,34 +54,21 @@ def test_serving_a_model(folder, capsys, monkeypatch):
         GenerationConfig(8, frozenset(loaded.tokenizer.stop_ids)))]
     monkeypatch.setenv("MINDSPEED_LLM_API_KEY", "k")
     port, found = free_port(), {}
-    url = f"http://127.0.0.1:{port}"
 
-    def talk():
-        try:
-            wait_for_health(url)
-            found["answers"] = answers(url, "tiny", count=2)
-            with openai.OpenAI(base_url=url + "/v1", api_key="k", max_retries=0) as client:
-                stream = client.completions.create(model="tiny", prompt="A. one", max_tokens=200, stream=True,
-                                                   extra_body={"repetition_penalty": 1.3})
-                chunks = [next(iter(stream))]
-                os.kill(os.getpid(), signal.SIGTERM)
-                with pytest.raises(openai.InternalServerError, match="shutting down"):
-                    while True:
-                        client.completions.create(model="tiny", prompt="A. one", max_tokens=1)
-                found["last"] = chunks + list(stream)
-        except BaseException as error:
-            found["error"] = error
+    def talk(url):
+        found["answers"] = answers(url, "tiny", count=2)
+        with openai.OpenAI(base_url=url + "/v1", api_key="k", max_retries=0) as client:
+            stream = client.completions.create(model="tiny", prompt="A. one", max_tokens=200, stream=True,
+                                               extra_body={"repetition_penalty": 1.3})
+            chunks = [next(iter(stream))]
             os.kill(os.getpid(), signal.SIGTERM)
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    talker = threading.Thread(target=talk)
-    talker.start()
-    try:
-        run(configs("inference", folder, "--task", "serve", "--port", str(port), "--served-model-name", "tiny"))
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
-    talker.join()
-    assert "error" not in found, found["error"]
+            with pytest.raises(openai.InternalServerError, match="shutting down"):
+                while True:
+                    client.completions.create(model="tiny", prompt="A. one", max_tokens=1)
+            found["last"] = chunks + list(stream)
+
+    serve_beside(lambda: run(configs("inference", folder, "--task", "serve", "--port", str(port),
+                                     "--served-model-name", "tiny")), talk, port)
     assert [choice.message.content for answer in found["answers"] for choice in answer.choices] == [
         text for text in expected for _ in range(2)]
     assert {answer.usage.completion_tokens for answer in found["answers"]} <= set(range(2, 17))
@@ -113,8 +100,9 @@ def test_mistakes_come_before_the_model(folder, monkeypatch, flags, words):
 
 
 @pytest.mark.full
-def test_ranks_serve_and_drain(folder):
-    job = Launched(folder)
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
+def test_ranks_serve_and_drain(folder, tp, pp):
+    job = Launched(folder, tp=tp, pp=pp)
     texts = [answer.choices[0].message.content for answer in answers(job.url, job.model)]
     assert len(texts) == len(QUESTIONS)
     job.process.send_signal(signal.SIGTERM)
@@ -123,9 +111,9 @@ def test_ranks_serve_and_drain(folder):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_server(folder, rank):
-    job = Launched(folder)
+@pytest.mark.parametrize(("tp", "pp", "rank"), [(2, 1, 0), (2, 1, 1), (2, 2, 0), (2, 2, 3)])
+def test_a_killed_rank_ends_the_server(folder, tp, pp, rank):
+    job = Launched(folder, tp=tp, pp=pp)
     killed = time.monotonic()
     os.kill(job.rank(rank), signal.SIGKILL)
     status, out = job.end()

@@ -88,6 +88,12 @@ def test_resuming_gives_the_same_bits(train, tmp_path, capsys):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     found = losses(output)
     assert found[:6] == found[6:]
+    assert "IN ANOTHER ORDER" not in output
+    metadata = resumed / "iter_0000006/metadata.json"
+    metadata.write_text(metadata.read_text().replace('"sample_order"', '"unknown_then"'))
+    train("--load", resumed)   # at its last iteration already
+    assert f"WARNING: {metadata.parent} comes from a version that read pre-training samples IN ANOTHER ORDER: this run " \
+        "goes on after 24 samples" in capsys.readouterr().out
 
 
 def test_a_save_in_the_background_is_the_same_checkpoint(train, tmp_path, capsys):

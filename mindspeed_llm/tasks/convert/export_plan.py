@@ -54,7 +54,7 @@ def plan_shards(original: HfDirectory, tensors: dict[str, Tensor], max_bytes: in
         by_file[weight_map[name]].append(name)
     shards = []
     for file_name, held in sorted(by_file.items()):
-        order, metadata = _library_order(held, tensors), {"format": "pt"}
+        order, metadata = library_order(held, tensors), {"format": "pt"}
         if (original.path / file_name).is_file():
             file = original.shard(file_name)
             place = {name: number for number, name in enumerate(file.tensors)}
@@ -95,10 +95,10 @@ def _new_split(tensors: dict[str, Tensor], max_bytes: int) -> list[Shard]:
         size += tensor.nbytes
     files = [SINGLE] if len(groups) == 1 else [f"model-{number:05d}-of-{len(groups):05d}.safetensors"
                                                for number in range(1, len(groups) + 1)]
-    return [Shard(file, _library_order(group, tensors), {"format": "pt"}) for file, group in zip(files, groups)]
+    return [Shard(file, library_order(group, tensors), {"format": "pt"}) for file, group in zip(files, groups)]
 
 
-def _library_order(names: list[str], tensors: dict[str, Tensor]) -> tuple[str, ...]:
+def library_order(names: list[str], tensors: dict[str, Tensor]) -> tuple[str, ...]:
     """Wider dtypes first, then by name; F32 before BF16 before F16."""
     rank = list(SAFETENSORS_DTYPES)
     return tuple(sorted(names, key=lambda name: (rank.index(tensors[name].dtype), name)))

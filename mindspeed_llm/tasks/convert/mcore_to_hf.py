@@ -90,12 +90,9 @@ def _write_shards(checkpoint: Source, original: HfDirectory, mapped: list[Mapped
         for shard in shards:
             heads = [(name, SAFETENSORS_DTYPES[tensors[name].dtype], tensors[name].shape) for name in shard.names]
             with SafetensorsWriter(staging / shard.file, heads, shard.metadata) as writer:
-                for name in shard.names:
-                    if name in boxes:
-                        writer.write_parts(_assemble(checkpoint, name, boxes[name], tensors[name], progress))
-                    else:
-                        writer.write(_buffer(original, name, shard.file, tensors[name]))
-                        progress.update(tensors[name].nbytes)
+                writer.write_all(_assemble(checkpoint, name, boxes[name], tensors[name], progress) if name in boxes
+                                 else _buffer(original, name, shard.file, tensors[name], progress)
+                                 for name in shard.names)
 
 
 def _hf_boxes(mapped: list[Mapped]) -> dict[str, dict[str, list[Box]]]:
@@ -136,12 +133,14 @@ def _within(boxes: list[Box], start: int, stop: int) -> Iterator[Box]:
             yield Box(row, box.col, (last - first) // box.cols, box.cols, first - start, box.stride)
 
 
-def _buffer(original: HfDirectory, name: str, file_name: str, tensor: Tensor) -> np.ndarray:
+def _buffer(original: HfDirectory, name: str, file_name: str, tensor: Tensor, progress: tqdm) -> Iterator[np.ndarray]:
     """A non-parameter of the layout: the original's bytes where they are at hand, else made anew."""
     if (original.path / file_name).is_file() and name in original.shard(file_name).tensors:
         file = original.shard(file_name)
-        return cast(np.array(file.flat(name)), TAGS[file.tensors[name].dtype], tensor.dtype)
-    return original.layout.buffers[name](original.model, tensor.dtype).array
+        yield cast(np.array(file.flat(name)), TAGS[file.tensors[name].dtype], tensor.dtype)
+    else:
+        yield original.layout.buffers[name](original.model, tensor.dtype).array
+    progress.update(tensor.nbytes)
 
 
 def _tensors(config: ConvertConfig, checkpoint: Source, original: HfDirectory, mapped: list[Mapped],

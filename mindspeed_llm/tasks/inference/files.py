@@ -1,4 +1,4 @@
-"""Prompts out of a file (`--prompt-file`), answers into one (`--output`)."""
+"""Prompts and tools out of a file (`--prompt-file`, `--tools`), answers into one (`--output`)."""
 
 import json
 from pathlib import Path
@@ -39,6 +39,25 @@ def _prompt_of(line: str, where: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"--prompt-file {where} is no JSON object with a text `prompt` that is not empty")
     return prompt
+
+
+def read_tools(path: str) -> str:
+    """The JSON list of descriptions in a file.
+
+    Raises FileNotFoundError, or UserError naming the file for what is no such list.
+    """
+    what = ('a JSON list of descriptions such as {"type": "function", "function": {"name": "weather", "parameters": '
+            '{"type": "object"}}}')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--tools {path}: no such file; give {what}")
+    try:
+        tools = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        names = [tool.get("function", tool)["name"] for tool in tools]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        names = []
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"--tools {path} does not hold {what}")
+    return json.dumps(tools, ensure_ascii=False)
 
 
 def check_output(path: str) -> None:

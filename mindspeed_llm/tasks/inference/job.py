@@ -36,7 +36,7 @@ from mindspeed_llm.generation.decoding import Answer, generate
 from mindspeed_llm.generation.generator import PromptLengthError
 from mindspeed_llm.runtime.collectives import barrier
 from mindspeed_llm.tasks.inference.chat import Conversation, chat
-from mindspeed_llm.tasks.inference.files import AnswerFile, check_output, read_prompts
+from mindspeed_llm.tasks.inference.files import AnswerFile, check_output, read_prompts, read_tools
 from mindspeed_llm.tasks.inference.loading import Loaded, load, report_once
 from mindspeed_llm.tasks.inference.prompting import Prompter
 from mindspeed_llm.tasks.inference.terminal import Inbox, Speaker
@@ -62,13 +62,14 @@ def run(configs: Configs) -> None:
         return
     # before the model: a wrong file should not cost the time of loading
     texts = read_prompts(config.prompt_file) if config.prompt_file else config.prompts or DEFAULT_PROMPTS
+    tools = read_tools(config.tools) if config.tools else ""
     if config.output:
         check_output(config.output)
     loaded = load(configs)
     if loaded.state.dp.size > 1:
         report_once(loaded.state, f"{loaded.state.dp.size} data-parallel replicas repeat the same work: TP x PP ranks "
                                   "would do")
-    job = Job(loaded, texts)
+    job = Job(loaded, texts, tools)
     for task in config.task:
         if task == "chat":
             job.chat()
@@ -82,13 +83,13 @@ def run(configs: Configs) -> None:
 class Job:
     """A loaded model and the prompts of one command line. Raises UserError for a prompt that is too long."""
 
-    def __init__(self, loaded: Loaded, texts: Sequence[str]) -> None:
+    def __init__(self, loaded: Loaded, texts: Sequence[str], tools: str = "") -> None:
         self._config = loaded.configs.inference
         self._explicit, self._seed = loaded.configs.explicit, loaded.configs.train.seed
         self._speaks = loaded.is_rank_0
         self._tokenizer, self._world = loaded.tokenizer, loaded.state.world
         self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template,
-                                     self._config.system_prompt)
+                                     self._config.system_prompt, tools)
         self._generator = loaded.generator()
         self._texts = texts
         self._prompts = [self._prompter.prompt(text) for text in texts]

@@ -18,17 +18,18 @@ class Prompter:
     """
 
     def __init__(self, tokenizer: Tokenizer, template: Template | HfTemplate | None,
-                 system_prompt: str = "") -> None:
-        self.tokenizer, self.template, self._system_prompt = tokenizer, template, system_prompt
+                 system_prompt: str = "", tools: str = "") -> None:
+        self.tokenizer, self.template, self._system_prompt, self._tools = tokenizer, template, system_prompt, tools
 
     @classmethod
-    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "") -> "Prompter":
-        """What the command line says. Raises UserError for an unknown template, FileNotFoundError for a missing one."""
+    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "",
+           tools: str = "") -> "Prompter":
+        """What the command line says; `tools` is a JSON list of descriptions, empty for none. Raises UserError for an unknown template, FileNotFoundError for a missing one."""
         data = configs.data
         if configs.inference is not None and configs.inference.hf_chat_template:
-            return cls(tokenizer, HfTemplate(data.tokenizer_name_or_path), system_prompt)
+            return cls(tokenizer, HfTemplate(data.tokenizer_name_or_path), system_prompt, tools)
         template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
-        return cls(tokenizer, template, system_prompt)
+        return cls(tokenizer, template, system_prompt, tools)
 
     def prompt(self, text: str) -> list[int]:
         """Ids of one question."""
@@ -40,7 +41,7 @@ class Prompter:
             return self.tokenizer.encode("\n".join(turns), add_special=True)
         messages = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)]
         system = [Message("system", self._system_prompt)] if self._system_prompt else []
-        return self.template.encode_chat(self.tokenizer, [*system, *messages])
+        return self.template.encode_chat(self.tokenizer, [*system, *messages], self._tools)
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's text; white space at its start belongs to the template."""

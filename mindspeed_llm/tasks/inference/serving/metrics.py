@@ -48,6 +48,7 @@ class _EngineNumbers:
         for name, text in (("prompt_tokens", "Tokens of prompts that were computed"),
                            ("cached_tokens", "Tokens of prompts that were known from earlier requests"),
                            ("new_tokens", "Tokens of answers"),
+                           ("reread_tokens", "Tokens of past answers that were put through as a prompt"),
                            ("preempted", "Times that a request lost its memory to others"),
                            ("steps", "Steps of the engine")):
             yield CounterMetricFamily(f"{_PREFIX}{name}", text, getattr(stats, name))
