@@ -9,7 +9,8 @@ one process rounds it, and what is summed over ranks is fp32. Such rows are held
 
 Tensor parallelism rounds each rank's partial sum, ring attention each rank's partial attention. Two things can be asked
 of such a row. Where it is rounded depends on the TP and CP sizes only, so that the row's losses and gradient norms are,
-within SERIES, those of the plain layout with the same two sizes (`baseline`). And it is another draw of the noise that
+within SERIES, those of the plain layout with the same two sizes (`baseline`), whose micro-batches are of the same
+rows (`replicas`): sums over rows are rounded too. And it is another draw of the noise that
 one process has against fp32 (`noise`, measured in the same run): independent draws of equal size are sqrt(2) apart, so
 a row's gradients may be GRADIENT_DRAWS times the noise away from one process or from fp32, its losses and gradient
 norms, which are the largest of a few single numbers and scatter more, SERIES_DRAWS times. A parameter after a step
@@ -76,12 +77,12 @@ def noise(one: Golden) -> Distances:
     return _distances(errors, one["adamw_losses"], one["adamw_grad_norms"], golden)
 
 
-def measure(row: Row, one: Golden) -> dict:
+def measure(row: Row, one: Golden, order: int = 1) -> dict:
     """What this rank sees, JSON-ready: `Distances` from `one` process in the same dtype and from `fp32`, and the series
-    of `losses` and `grad_norms`.
+    of `losses` and `grad_norms`. `order` as for Trial.
     """
     golden = Golden()
-    trial = Trial(golden, row.parallel, row.micro_batch, row.dtype, LOSS_SCALE[row.dtype])
+    trial = Trial(golden, row.parallel, row.micro_batch, row.dtype, LOSS_SCALE[row.dtype], order=order)
     optimizer = trial.take_sgd_step()
     parameter = 0.0
     for parameters in (chunk.parameters for chunk in trial.chunks):
@@ -120,6 +121,11 @@ def rounds(row: Row) -> bool:
     parallel = row.parallel
     ring = parallel.context_parallel_size > 1 and parallel.context_parallel_algo == RING
     return parallel.tensor_model_parallel_size > 1 or ring
+
+
+def replicas(row: Row) -> int:
+    """Data-parallel replicas of a row that rounds; 1 of others, which differ from one process in sums of fp32 only."""
+    return row.world // row.parallel.model_parallel_size if rounds(row) else 1
 
 
 def baseline(row: Row, rows: list[Row]) -> Row:
