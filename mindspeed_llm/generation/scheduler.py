@@ -4,11 +4,11 @@ Sequences join and leave between steps (Yu et al., "Orca", OSDI 2022). A step de
 prompt is through, and takes a bounded number of prompt tokens along (Agrawal et al., "Sarathi-Serve", OSDI 2024).
 Full blocks of a prompt go through by themselves, several at a time: the kernels give their rows the same bits in passes
 of any number of blocks, so that it does not matter who computed one, and sharing it changes nothing. For the same
-reason what follows the last full block has a pass of its own, decoded tokens have passes of their own, of a size up to which a row's
-bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded tokens' keys and
-values, which are summed in another order than a prompt's, are never shared. While nothing else is to be done the tokens
-of past answers go through once more as a prompt, block by block, so that the next turn of a chat finds them; their bits
-then are those that this turn would compute itself.
+reason what follows the last full block has a pass of its own, decoded tokens have passes of their own, of a size up to
+which a row's bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded
+tokens' keys and values, which are summed in another order than a prompt's, are never shared. While nothing else is to
+be done the tokens of past answers go through once more as a prompt, block by block, so that the next turn of a chat
+finds them; their bits then are those that this turn would compute itself.
 
 All ranks run the same scheduler over the same requests; nothing here depends on the clock.
 """
@@ -142,7 +142,8 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         sequence.lose_memory()
         ids, first = (*sequence.prompt, *sequence.answer.ids), len(sequence.block_names)
-        names = _names((*ids, -1), self.pool.block_tokens)  # also of a block that ends with the answer
+        # also of a block that ends with the answer
+        names = _names((*ids, -1), self.pool.block_tokens, sequence.block_names)
         if len(names) > first:
             self._past.append(_Past(names, first, np.asarray(ids[first * self.pool.block_tokens:], np.int32)))
 
@@ -255,13 +256,14 @@ class Scheduler:
         return place * size if place > first else len(sequence.prompt)
 
 
-def _names(prompt: tuple[int, ...], size: int) -> list[bytes]:
+def _names(prompt: tuple[int, ...], size: int, first: list[bytes] | None = None) -> list[bytes]:
     """A name for each full block of the prompt before its last token, after all that is in it and before it.
 
-    The last token is computed in any case, for the logits after it.
+    The `first` ones may be known. The last token is computed in any case, for the logits after it.
     """
-    names, name = [], b""
-    for start in range(0, (len(prompt) - 1) // size * size, size):
+    names = list(first or ())
+    name = names[-1] if names else b""
+    for start in range(len(names) * size, (len(prompt) - 1) // size * size, size):
         name = hashlib.sha256(name + np.asarray(prompt[start:start + size], np.int32).tobytes()).digest()
         names.append(name)
     return names

@@ -9,8 +9,9 @@ one process rounds it, and what is summed over ranks is fp32. Such rows are held
 
 Tensor parallelism rounds each rank's partial sum, ring attention each rank's partial attention. Two things can be asked
 of such a row. Where it is rounded depends on the TP and CP sizes only, so that the row's losses and gradient norms are,
-within SERIES, those of the plain layout with the same two sizes (`baseline`), whose micro-batches are of the same
-rows (`replicas`): sums over rows are rounded too. And it is another draw of the noise that
+within SERIES, those of the plain layout with the same two sizes (`baseline`), whose micro-batches are of the rows that
+replicas have together (`replicas`): a sum of weight gradients in another order moves a gradient norm by 1e-9, by which
+one master may round to the other bf16 number, which is 2e-4 in the next. And it is another draw of the noise that
 one process has against fp32 (`noise`, measured in the same run): independent draws of equal size are sqrt(2) apart, so
 a row's gradients may be GRADIENT_DRAWS times the noise away from one process or from fp32, its losses and gradient
 norms, which are the largest of a few single numbers and scatter more, SERIES_DRAWS times. A parameter after a step
@@ -125,7 +126,7 @@ def rounds(row: Row) -> bool:
 
 def replicas(row: Row) -> int:
     """Data-parallel replicas of a row that rounds; 1 of others, which differ from one process in sums of fp32 only."""
-    return row.world // row.parallel.model_parallel_size if rounds(row) else 1
+    return row.parallel.data_parallel_size(row.world) if rounds(row) else 1
 
 
 def baseline(row: Row, rows: list[Row]) -> Row:
