@@ -64,6 +64,16 @@ struct ProductKernel {
   void (*multiply)(const Product &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
 };
 
+// y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; tasks are cut at multiples of
+// `columns`
+struct FewRows {
+  i64 columns;
+  i64 (*packed_bytes)(int dt, i64 rows, i64 K);
+  void (*pack)(int dt, const void *x, i64 rows, i64 K, void *packed);
+  void (*multiply)(int dt, const void *packed, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0,
+                   i64 n1);
+};
+
 struct Isa {
   const char *name;
   i64 panel;  // keys of a packed attention panel
@@ -95,11 +105,7 @@ struct Isa {
   void (*scale)(float *x, float factor, i64 n);
   void (*from_float)(int dt, const float *x, void *y, i64 n);
   ProductKernel panels, tiles;  // on vector units; on AMX tiles (null without them)
-  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; x packed to fp32 of row
-  // stride ldx, a multiple of 16
-  void (*gemv_pack)(int dt, const void *x, i64 rows, i64 K, i64 ldx, float *packed);
-  void (*gemv)(int dt, const float *x, i64 ldx, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K,
-               i64 n0, i64 n1);
+  FewRows few_rows;
 
   // the versions on AMX tiles (null without them) have other operands, other paddings and longer query tiles
   void (*attn_pack)(const Attention &a, i64 bg, bool backward);
