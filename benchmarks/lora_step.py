@@ -17,9 +17,14 @@ RANK, ALPHA = 16, 32
 
 def lora(data, options):
     """Our step of adapters."""
+    return ours(data, options, adapters())
+
+
+def adapters():
+    """Those of the benchmark, as a LoraConfig."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm.config.lora import TARGETS, LoraConfig
-    return ours(data, options, LoraConfig(TARGETS, RANK, ALPHA))
+    return LoraConfig(TARGETS, RANK, ALPHA)
 
 
 def peft(data, options):

@@ -27,6 +27,8 @@ MODEL = ("--num-layers 40 --hidden-size 4096 --ffn-hidden-size 13696 --num-atten
          "--num-query-groups 2 --kv-channels 128 --padded-vocab-size 151552 --add-qkv-bias --disable-bias-linear --swiglu "
          "--untie-embeddings-and-output-weights --norm-epsilon 1.5625e-07 --bf16 --use-distributed-optimizer "
          "--train-iters 1 --lr 1e-6 --eval-iters 0 --data-path unread --micro-batch-size 1").split()
+LORA = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2"
+DPO = "--stage dpo --is-pairwise-dataset --no-pad-to-seq-lengths --tokenizer-name-or-path unread"
 TP, PP, CP, LAYERS = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size", \
     "--recompute-granularity full --recompute-method block --recompute-num-layers"
 SP = "--sequence-parallel"
@@ -47,6 +49,18 @@ SETTINGS = {
     "32k-2-nodes": (16, 32768, f"{TP} 2 {SP} {PP} 2 {CP} 2 {LAYERS} 12"),
     "32k-cp4": (16, 32768, f"{TP} 2 {SP} {PP} 2 {CP} 4"),
     "tune-32k": (8, 32768, f"{TP} 2 {SP} {PP} 2 --num-layer-list 22,18 --micro-batch-size 2 {LAYERS} 22"),
+    "lora-4k": (8, 4096, f"{LORA} {TP} 2 {SP}"),
+    "lora-8k": (8, 8192, f"{LORA} {TP} 2 {SP}"),
+    "lora-8k-1-npu": (1, 8192, f"{LORA} {LAYERS} 40"),
+    "lora-8k-2-npus": (2, 8192, f"{LORA} {TP} 2 {SP} {LAYERS} 40"),
+    "lora-32k": (8, 32768, f"{LORA} {TP} 4 {SP} {LAYERS} 20"),
+    "lora-32k-1-npu": (1, 32768, f"{LORA} {LAYERS} 40"),
+    "lora-32k-2-npus": (2, 32768, f"{LORA} {TP} 2 {SP} {LAYERS} 40"),
+    "dpo-8k": (8, 8192, f"{DPO} {TP} 2 {SP} {PP} 2 --num-layer-list 22,18 {LAYERS} 22 --ref-model unread "
+                        "--precompute-ref"),
+    "dpo-8k-two-models": (8, 8192, f"{DPO} {TP} 2 {SP} {PP} 2 --num-layer-list 22,18 {LAYERS} 22 --ref-model unread"),
+    "dpo-8k-lora": (8, 8192, f"{DPO} {LORA} --load unread {TP} 2 {SP} {PP} 2 --num-layer-list 22,18 {LAYERS} 22"),
+    "dpo-8k-lora-1-npu": (1, 8192, f"{DPO} {LORA} --load unread {LAYERS} 40"),
 }
 
 

@@ -7,7 +7,8 @@ remains of the step: MindSpore, the tape, Python. Limits: the product of 2048 x 
 sum that reads and writes 256 MB by all threads. Both are measured once after every step, because a shared machine is not
 equally fast all the time, and medians are printed. Products and attention are given as a share of the first; the other
 kernels move memory, and how much each must move is in benchmarks/kernels/kernels.py. --isa avx2 (or another) shows
-the step on another instruction set than the processor's best.
+the step on another instruction set than the processor's best, --adapters one that trains low-rank adapters only
+(benchmarks/lora_step.py).
 """
 
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+import lora_step  # noqa: E402
 import train_step  # noqa: E402
 
 PRODUCTS = ("linear_fwd", "linear_dgrad", "linear_wgrad")
@@ -82,18 +84,20 @@ def seconds_of(function) -> float:
 
 
 def main() -> None:
-    options = train_step.step_options(__doc__, steps=6).parse_args()
+    parser = train_step.step_options(__doc__, steps=6)
+    parser.add_argument("--adapters", action="store_true", help="train low-rank adapters, the model is frozen")
+    options = parser.parse_args()
     os.environ |= train_step.settings(options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         train_step.write_inputs(path, options.batch, options.seq)
         data = train_step.read_inputs(path)
-    stages = train_step.ours(data, options)
+    stages = train_step.ours(data, options, lora_step.adapters() if options.adapters else None)
     next(stages)
     from mindspeed_llm.kernels import cpu
     limit = limits(options.dtype)
     clock = Clock()
-    for name in (*cpu.PRIMITIVES, "attention_fwd", "attention_bwd", "sum_squares"):
+    for name in (*cpu.PRIMITIVES, "attention_fwd", "attention_bwd", "sum_squares", "low_rank_fwd", "low_rank_dgrad"):
         setattr(cpu, name, clock.wrap(name, getattr(cpu, name)))
     step = next(stages)
     found = {name: [] for name in ("step", "other", *limit)}

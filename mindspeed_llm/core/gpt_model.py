@@ -50,7 +50,8 @@ class GPTModel:
         self.parameters = parameters or ParameterSet(specs, state.tp.rank, state.tp.size, dtype,
                                                      multiple_of=multiple_of)
         self.parts.bind(self.parameters.tensors, state)
-        self._frozen_start = self.first and trainable is not False and not specs[0].trainable
+        frozen_start = self.first and trainable is not False and not specs[0].trainable
+        self._tape_from_embedding = frozen_start and (lora is None or parallel.recompute_granularity == "full")
         self.rotary = RotaryEmbedding(model)
 
     def training_context(self, seq_length: int, cu_seqlens: Tensor | None = None,
@@ -89,8 +90,8 @@ class GPTModel:
         if self.first:
             self.parameters.settle(self.parts.embedding.weight.name)
             hidden = self.parts.embedding(inputs)
-            # The tape starts here if not at the embedding's weight: also for recomputed layers and other stages.
-            hidden = autograd.leaf(hidden) if self._frozen_start else hidden
+            # Behind a frozen embedding the tape begins at the first adapter, or here: a recomputed layer is not looked into.
+            hidden = autograd.leaf(hidden) if self._tape_from_embedding else hidden
         for layers, recomputed in self._layer_blocks():
             def block(h: Tensor, layers=layers) -> Tensor:
                 rows, branch = h.reshape(-1, h.shape[-1]), None

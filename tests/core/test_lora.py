@@ -23,9 +23,9 @@ RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "re
 
 @pytest.mark.parametrize("backend, options", [("reference", {}), ("cpu", {}), ("cpu", RECOMPUTE)], indirect=["backend"],
                          ids=["reference", "cpu", "cpu recompute"])
-def test_losses_and_gradients_are_those_of_peft(backend, options):
+def test_losses_and_gradients_are_those_of_peft(backend, options, steps):
     golden = Golden.of_lora()
-    errors = Trial(golden, ParallelConfig(**options), micro_batch=2).errors()
+    errors = Trial(golden, ParallelConfig(**options), micro_batch=2).errors(steps)
     assert max(errors.loss, errors.grad_norm, errors.grad, errors.parameter) < TOLERANCE, errors
 
 
@@ -65,3 +65,20 @@ def test_a_frozen_layer_computes_no_gradient_and_keeps_no_input(backend, monkeyp
     a, b = (golden.lora.r, model.ffn_hidden_size), (model.hidden_size, golden.lora.r)
     assert sorted(shapes) == sorted([a, b] * model.num_layers)
     assert kept == [0, 0, 0, 2] * model.num_layers
+
+
+def test_nothing_goes_back_beyond_the_first_adapter(backend, monkeypatch):
+    """Of the first layer's linear_qkv only the adapter's own gradients are computed."""
+    golden = Golden.of_lora()
+    trial = Trial(golden, ParallelConfig(), micro_batch=4)
+    trial.load()
+    seen, dgrad = [], kernels.primitives().linear_dgrad
+    monkeypatch.setattr(kernels.primitives(), "linear_dgrad",
+                        lambda grad, weight: (seen.append(weight.shape), dgrad(grad, weight))[1])
+    trial.forward_backward()
+    chunk = trial.chunks[0].parameters
+    kinds = [f"self_attention.{name}" for name in ("linear_qkv", "linear_proj")] + ["mlp.linear_fc1", "mlp.linear_fc2"]
+    weights = [f"decoder.layers.{layer}.{kind}.weight" for layer in range(golden.model.num_layers) for kind in kinds]
+    expected = [chunk[name].shape for name in (*weights[1:], "output_layer.weight")]
+    expected.append((chunk[weights[0]].shape[0], golden.lora.r))
+    assert sorted(seen) == sorted(expected)

@@ -18,6 +18,8 @@ LAYOUTS = {
                                        "context_parallel_algo": "ulysses_cp_algo", **CONTEXT}),
 }
 FULL = {
+    "tp2 sp pp2": (4, 1, {"tensor_model_parallel_size": 2, "sequence_parallel": True,
+                          "pipeline_model_parallel_size": 2}),
     "tp2 dp2": (4, 1, {"tensor_model_parallel_size": 2, "overlap_grad_reduce": True}), **LAYOUTS,
 }
 
@@ -37,8 +39,10 @@ def _check(layout, cases, ranks):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_metrics_and_gradients(layout, ranks):
-    """With a sum of log-probabilities and the chosen answers' cross entropy, and with means of them."""
-    _check(layout, ["smooth", "ipo"], ranks)
+    """With a sum of log-probabilities and the chosen answers' cross entropy, with means of them, and of adapters, whose
+    reference is the model without them.
+    """
+    _check(layout, ["smooth", "ipo", "adapters"], ranks)
 
 
 @pytest.mark.full

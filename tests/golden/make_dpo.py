@@ -1,6 +1,6 @@
 """Record the reference numbers of dpo.npz: preference losses on Hugging Face's GlmForCausalLM in PyTorch.
 
-    pip install torch==2.13.0 transformers==5.23 'numpy<2' && PYTHONPATH=tests/golden python tests/golden/make_dpo.py
+    pip install torch==2.13.0 transformers==5.23 peft==0.21.2 'numpy<2' && python tests/golden/make_dpo.py
 
 The formulas are the papers': DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), its label smoothing (Mitchell 2023,
 "A note on DPO with noisy preferences"), hinge (Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, on DPO's rewards), IPO
@@ -8,7 +8,8 @@ The formulas are the papers': DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7
 eq. 6), ORPO (Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7). Every sequence is run by itself, so that nothing depends
 on padding or packing. Stored: shape, tokens (`ids`), labels and lengths of the pairs (chosen answers first), weights of
 the trained and of the reference model in Megatron's names, and per case the settings, the loss, what is reported, and
-every gradient. fp32.
+every gradient. fp32. The case `adapters` trains the adapters of make_lora.py on the trained model's weights, by PEFT; its
+reference is the same model with the adapters disabled.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from make_golden import SHAPE as GOLDEN_SHAPE
 from make_golden import hf_model, mcore_tensors
+from make_lora import LORA, mcore_adapters, with_adapters
 
 SHAPE = {**GOLDEN_SHAPE, "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 24, "padded_vocab_size": 64}
 IGNORE = -100
@@ -87,6 +89,15 @@ def preference(case: str, policy: torch.Tensor, reference: torch.Tensor, sizes: 
     return (losses + weight * nll).mean(), {name: values.mean() for name, values in reported.items()}
 
 
+def case(name: str, what: dict, loss: torch.Tensor, reported: dict[str, torch.Tensor],
+         grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Entries of a case; `what` says what it is."""
+    reported = {key: value.item() for key, value in reported.items()}
+    print(f"{name}: loss {loss.item():.6f}, {reported}")
+    return {f"{name}/case": np.array(json.dumps({**what, "loss": loss.item(), "metrics": reported})),
+            **{f"{name}/grad/{key}": grad for key, grad in grads.items()}}
+
+
 def main() -> None:
     policy, reference = hf_model(SHAPE), hf_model(SHAPE)
     generator = torch.Generator().manual_seed(5)
@@ -108,11 +119,16 @@ def main() -> None:
         loss, reported = preference(kind, logps(policy, tokens, labels, lengths), frozen, sizes, **settings)
         loss.backward()
         grads = mcore_tensors({key: parameter.grad for key, parameter in policy.named_parameters()}, SHAPE)
-        reported = {key: value.item() for key, value in reported.items()}
         settings = {"loss_type": kind, "beta": BETA, "gamma_beta_ratio": GAMMA_BETA_RATIO, **settings}
-        record[f"{name}/case"] = np.array(json.dumps({"settings": settings, "loss": loss.item(), "metrics": reported}))
-        record |= {f"{name}/grad/{key}": grad for key, grad in grads.items()}
-        print(f"{name}: loss {loss.item():.6f}, {reported}")
+        record |= case(name, {"settings": settings}, loss, reported, grads)
+    adapted = with_adapters(policy)
+    record |= {f"adapters/weight/{key}": array for key, array in mcore_adapters(adapted).items()}
+    with torch.no_grad(), adapted.disable_adapter():
+        frozen = logps(adapted, tokens, labels, lengths)
+    loss, reported = preference("sigmoid", logps(adapted, tokens, labels, lengths), frozen, sizes)
+    loss.backward()
+    record |= case("adapters", {"settings": {"loss_type": "sigmoid", "beta": BETA}, "lora": LORA}, loss, reported,
+                   mcore_adapters(adapted, lambda tensor: tensor.grad))
     path = Path(__file__).with_name("dpo.npz")
     np.savez_compressed(path, **record)
     print(f"{path.name}: {path.stat().st_size} bytes")

@@ -7,6 +7,7 @@ import numpy as np
 
 from mindspeed_llm.config.configs import Configs
 from mindspeed_llm.config.data import DataConfig
+from mindspeed_llm.config.lora import LoraConfig
 from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.config.preference import PreferenceConfig
 from mindspeed_llm.config.training import TrainConfig
@@ -18,7 +19,7 @@ from mindspeed_llm.training.reference import ReferenceModel
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial
 
-CASES = ("sigmoid", "smooth", "hinge", "ipo", "simpo", "orpo")
+CASES = ("sigmoid", "smooth", "hinge", "ipo", "simpo", "orpo", "adapters")
 LONGEST = 16
 
 
@@ -33,15 +34,20 @@ class PreferenceTrial(Trial):
             settings.pop("loss_type"), settings.pop("beta"), settings.pop("label_smoothing", 0.0),
             **settings)
         self._pad = pad
-        grads = {name.removeprefix(f"{case}/"): record[name] for name in record.names(f"{case}/grad")}
-        super().__init__(record.with_changes(record.model, **grads), parallel, micro_batch)
+        own = {name.removeprefix(f"{case}/"): record[name] for kind in ("grad", "weight")
+               for name in record.names(f"{case}/{kind}")}
+        golden = record.with_changes(record.model, **own)
+        golden.lora = LoraConfig.from_dict(self.recorded["lora"]) if "lora" in self.recorded else None
+        super().__init__(golden, parallel, micro_batch)
 
     def make_objective(self) -> Preference:
-        """With the recorded reference model, if the loss has one."""
+        """With the recorded reference model, if the loss has one; with adapters it is the model without them."""
         golden, virtual = self.golden, range(len(self.chunks))
         configs = Configs("pretrain", golden.model, self.parallel, train=TrainConfig(seq_length=LONGEST),
                           data=DataConfig(no_pad_to_seq_lengths=not self._pad), preference=self._preference)
-        if not self._preference.needs_reference:
+        if golden.lora is not None:
+            self.load()     # what the reference's passes run on
+        if golden.lora is not None or not self._preference.needs_reference:
             return Preference(configs, 0, None)
         chunks = [GPTModel(golden.model, self.parallel, self.state, self.dtype, stage, trainable=False)
                   for stage in virtual]

@@ -13,7 +13,7 @@ trap 'rm -rf "$work"' EXIT
 
 for sanitizer in $SANITIZERS; do
   flags="-std=c++17 -O1 -g -fopenmp-simd -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=$sanitizer -I$src"
-  printf '%s\n' "$src"/{pool,gemm,ops,attention,decode,isa_base,isa_avx2,isa_avx512,isa_avx512_bf16,isa_amx}.cc "$here/sanitize_main.cc" |
+  printf '%s\n' "$src"/{pool,gemm,low_rank,ops,attention,decode,isa_base,isa_avx2,isa_avx512,isa_avx512_bf16,isa_amx}.cc "$here/sanitize_main.cc" |
     xargs -P 2 -I{} sh -c "$CXX $flags -Wno-maybe-uninitialized -c {} -o $work/\$(basename {} .cc).o"
   # shellcheck disable=SC2086
   $CXX $flags "$work"/*.o -lpthread -o "$work/kernels"

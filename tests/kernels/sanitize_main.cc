@@ -68,6 +68,15 @@ void linear(int dt, i64 M, i64 N, i64 K) {
   finite("wgrad", kF32, d);
 }
 
+void low_rank(int dt, i64 M, i64 K, i64 N, i64 rank) {
+  Buffer x = values(dt, M * K), a = values(dt, rank * K), b = values(dt, N * rank), y = values(dt, M * N),
+         dx = values(dt, M * K), hidden = values(dt, M * rank);
+  op_low_rank(dt, x.p(), a.p(), true, b.p(), true, 0.5f, y.p(), hidden.p(), M, K, N, rank);
+  op_low_rank(dt, y.p(), b.p(), false, a.p(), false, 0.5f, dx.p(), hidden.p(), M, N, K, rank);
+  finite("low rank", dt, y);
+  finite("low rank's gradient", dt, dx);
+}
+
 void rows(int dt, i64 S, i64 H) {
   Buffer x = values(dt, S * H), g = values(dt, S * H), w = values(dt, H), y = values(dt, S * H), rstd = values(kF32, S),
          d = values(kF32, H), h = values(dt, S * 2 * H), dh = values(dt, S * 2 * H);
@@ -169,6 +178,9 @@ void everything(int dt) {
   for (i64 M : {0, 1, 3, 6, 16, 33, 70, 150}) {
     for (i64 N : {1, 31, 200}) {
       for (i64 K : {0, 1, 47, 600}) linear(dt, M, N, K);
+    }
+    for (i64 rank : {1, 16, 21}) {
+      for (i64 K : {1, 47, 600}) low_rank(dt, M, K, 290, rank);
     }
     for (i64 H : {1, 17, 130}) rows(dt, M, H);
   }

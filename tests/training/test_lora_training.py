@@ -110,7 +110,8 @@ def test_bad_input(adapt, train, base, tmp_path):
     assert "--lora-r (8) contradicts the adapters of" in refused(adapt, "--lora-load", tmp_path / "adapters", "--lora-r", 8)
     assert "holds adapters only" in refused(train, "--load", tmp_path / "adapters")
     assert "needs --load" in refused(train, "--lora-load", tmp_path / "adapters")
-    other = ("--ffn-hidden-size", 32, "--post-norm")
-    train(*other, "--save", tmp_path / "other", "--train-iters", 1)
-    message = refused(train, *other, "--load", tmp_path / "other", "--lora-load", tmp_path / "adapters")
-    assert "are of another model" in message and "--ffn-hidden-size is 48 there and 32 here" in message
+    for name, other, said in (("shape", ("--ffn-hidden-size", 32), "--ffn-hidden-size is 48 there and 32 here"),
+                              ("family", ("--post-norm",), "--post-norm is False there and True here")):
+        train(*other, "--save", tmp_path / name, "--train-iters", 1)
+        message = refused(train, *other, "--load", tmp_path / name, "--lora-load", tmp_path / "adapters")
+        assert "are of another model" in message and said in message

@@ -8,7 +8,14 @@ size. With sequence parallelism, activations between the parallel layers are cut
 from mindspore import Tensor
 
 from mindspeed_llm import kernels
-from mindspeed_llm.core.tensor_parallel.low_rank import LowRank, add_low_rank, add_low_rank_dgrad, low_rank_wgrad
+from mindspeed_llm.core.tensor_parallel.low_rank import (
+    LowRank,
+    add_low_rank,
+    add_low_rank_dgrad,
+    low_rank_dgrad,
+    low_rank_wgrad,
+    trained_tensors,
+)
 from mindspeed_llm.runtime.autograd import Function, accumulate_grad, wants_grad
 from mindspeed_llm.runtime.collectives import (
     Group,
@@ -30,7 +37,7 @@ def column_parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group
     along the sequence with sequence parallelism). The gathered input is not kept: backward gathers it again.
     `low_rank`, whose A all ranks have and whose B is cut as the weight is, is added before that.
     """
-    return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel, low_rank)
+    return _ColumnParallel.apply(x, weight, bias, group, sequence_parallel, low_rank, *trained_tensors(low_rank))
 
 
 def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parallel: bool,
@@ -38,7 +45,7 @@ def row_parallel_linear(x: Tensor, weight: Tensor, group: Group, sequence_parall
     """`x (S, ..., K/T)`, `weight (N, K/T)` -> the sum over ranks, `(S, ..., N)` (`(S/T, ..., N)` with sequence
     parallelism). `low_rank`, whose A is cut as the weight is and whose B all ranks have, takes part in the sum.
     """
-    return _RowParallel.apply(x, weight, group, sequence_parallel, low_rank)
+    return _RowParallel.apply(x, weight, group, sequence_parallel, low_rank, *trained_tensors(low_rank))
 
 
 def vocab_parallel_embedding(ids: Tensor, weight: Tensor, group: Group, sequence_parallel: bool) -> Tensor:
@@ -48,9 +55,9 @@ def vocab_parallel_embedding(ids: Tensor, weight: Tensor, group: Group, sequence
 
 class _ColumnParallel(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, group, sequence_parallel, low_rank):
+    def forward(ctx, x, weight, bias, group, sequence_parallel, low_rank, *trained):
         ctx.weight, ctx.bias, ctx.group, ctx.sequence_parallel = weight, bias, group, sequence_parallel
-        ctx.low_rank = low_rank
+        ctx.low_rank, ctx.trained = low_rank, trained
         total = all_gather(x, group) if sequence_parallel else x
         y, *hidden = add_low_rank(low_rank, total, kernels.primitives().linear_fwd(total, weight, bias))
         keep_input(ctx, x, hidden)
@@ -63,20 +70,24 @@ class _ColumnParallel(Function):
         # while the weight's gradient is computed.
         gathering = start_all_gather(x, ctx.group) if ctx.sequence_parallel and x is not None else (x, None)
         start = start_reduce_scatter if ctx.sequence_parallel else start_all_reduce
-        d_total, *d_hidden = add_low_rank_dgrad(ctx.low_rank, grad, p.linear_dgrad(grad, ctx.weight))
-        summing = start(d_total, ctx.group)
+        if ctx.needs_input_grad[0]:
+            d_total, *d_hidden = add_low_rank_dgrad(ctx.low_rank, grad, p.linear_dgrad(grad, ctx.weight))
+            summing = start(d_total, ctx.group)
+        else:
+            summing, d_hidden = (None, None), low_rank_dgrad(ctx.low_rank, grad)
         total = finish(gathering)
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(grad, total, *target))
         if ctx.bias is not None:
             accumulate_grad(ctx.bias, lambda *target: p.bias_grad(grad, *target))
         low_rank_wgrad(ctx.low_rank, grad, total, *d_hidden, *hidden)
-        return finish(summing), None, None, None, None, None
+        return finish(summing), *(None for _ in range(5 + len(ctx.trained)))
 
 
 class _RowParallel(Function):
     @staticmethod
-    def forward(ctx, x, weight, group, sequence_parallel, low_rank):
-        ctx.weight, ctx.group, ctx.sequence_parallel, ctx.low_rank = weight, group, sequence_parallel, low_rank
+    def forward(ctx, x, weight, group, sequence_parallel, low_rank, *trained):
+        ctx.weight, ctx.group, ctx.sequence_parallel = weight, group, sequence_parallel
+        ctx.low_rank, ctx.trained = low_rank, trained
         partial, *hidden = add_low_rank(low_rank, x, kernels.primitives().linear_fwd(x, weight, None))
         keep_input(ctx, x, hidden)
         return reduce_scatter(partial, group) if sequence_parallel else all_reduce(partial, group)
@@ -86,9 +97,12 @@ class _RowParallel(Function):
         (x, *hidden), p = ctx.saved_tensors or (None,), kernels.primitives()
         total = all_gather(grad, ctx.group) if ctx.sequence_parallel else grad
         accumulate_grad(ctx.weight, lambda *target: p.linear_wgrad(total, x, *target))
-        dx, *d_hidden = add_low_rank_dgrad(ctx.low_rank, total, p.linear_dgrad(total, ctx.weight))
+        if ctx.needs_input_grad[0]:
+            dx, *d_hidden = add_low_rank_dgrad(ctx.low_rank, total, p.linear_dgrad(total, ctx.weight))
+        else:
+            dx, d_hidden = None, low_rank_dgrad(ctx.low_rank, total)
         low_rank_wgrad(ctx.low_rank, total, x, *d_hidden, *hidden)
-        return dx, None, None, None, None
+        return dx, *(None for _ in range(4 + len(ctx.trained)))
 
 
 def keep_input(ctx, x: Tensor, hidden: list[Tensor]) -> None:

@@ -47,25 +47,35 @@ class LowRank:
 
 
 def add_low_rank(low_rank: LowRank | None, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Add the low-rank product of `x (..., K)` to `y (..., N)`: the sum, and `hidden (..., r)`, scaled, which `low_rank_wgrad`
-    wants. Without one: `y` alone.
+    """Add the low-rank product of `x (..., K)` to `y (..., N)`, which is given away: the sum, and `hidden (..., r)`, scaled,
+    which `low_rank_wgrad` wants. Without one: `y` alone.
     """
     if low_rank is None:
         return (y,)
-    p = kernels.primitives()
-    hidden = p.linear_fwd(low_rank.dropped(x), low_rank.a, None) * low_rank.scale
-    return p.add(y, p.linear_fwd(hidden, low_rank.b, None)), hidden
+    return kernels.primitives().low_rank_fwd(low_rank.dropped(x), low_rank.a, low_rank.b, low_rank.scale, y)
 
 
 def add_low_rank_dgrad(low_rank: LowRank | None, grad: Tensor, dx: Tensor) -> tuple[Tensor, ...]:
-    """Add what `grad (..., N)` sends back through the low-rank product to `dx (..., K)`: the sum, and the gradient of the
-    product with `a`, `(..., r)`. Without one: `dx` alone.
+    """Add what `grad (..., N)` sends back through the low-rank product to `dx (..., K)`, which is given away: the sum, and the
+    gradient of the product with `a`, `(..., r)`. Without one: `dx` alone.
     """
     if low_rank is None:
         return (dx,)
     p = kernels.primitives()
-    d_hidden = p.linear_dgrad(grad, low_rank.b) * low_rank.scale
-    return p.add(dx, low_rank.dropped(p.linear_dgrad(d_hidden, low_rank.a))), d_hidden
+    if low_rank.dropout is None:
+        return p.low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, dx)
+    product, d_hidden = p.low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, None)
+    return p.add(dx, low_rank.dropped(product)), d_hidden
+
+
+def low_rank_dgrad(low_rank: LowRank | None, grad: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of the product with `a` alone, for a layer whose input nobody learns from. Without one: nothing."""
+    return () if low_rank is None else (kernels.primitives().linear_dgrad(grad, low_rank.b) * low_rank.scale,)
+
+
+def trained_tensors(low_rank: LowRank | None) -> tuple[Tensor, ...]:
+    """What the tape has to see of an adapter, so that it begins at the first one of a frozen model."""
+    return () if low_rank is None else (low_rank.a, low_rank.b)
 
 
 def low_rank_wgrad(low_rank: LowRank | None, grad: Tensor, x: Tensor, *of_hidden: Tensor) -> None:

@@ -11,6 +11,7 @@ every call against the installed MindSpore's signatures and its arithmetic again
 semantics. The gradients that MindSpore computes itself (SwiGLU, `attention`, `add`) are not covered by these tests.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 from mindspeed_llm.kernels import reference
@@ -20,9 +21,10 @@ from mindspeed_llm.kernels.functions import build
 
 def primitives() -> SimpleNamespace:
     """`reference`, with the operators of this package in their places."""
+    added = {name: partial(getattr(reference, name), p=dense) for name in ("low_rank_fwd", "low_rank_dgrad")}
     fused = {name: getattr(module, name) for module in (dense, rotary, attention, optimizer)
              for name in module.PRIMITIVES}
-    return SimpleNamespace(**{name: getattr(reference, name) for name in reference.__all__} | fused)
+    return SimpleNamespace(**{name: getattr(reference, name) for name in reference.__all__} | added | fused)
 
 
 def api() -> SimpleNamespace:

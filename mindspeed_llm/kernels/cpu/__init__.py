@@ -14,17 +14,22 @@ the batch. Two instruction sets differ in the order of their sums, and so in the
 """
 
 import os
+import sys
 
 import numpy as np
 from mindspore import Tensor
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.kernels.reference import low_rank
 
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
     "swiglu_bwd", "rope", "qkv_rope_fwd", "qkv_rope_bwd", "cross_entropy_stats", "cross_entropy_grad",
     "embedding_fwd", "embedding_wgrad", "adamw", "add", "attention_cached",
 )
+
+# Of a higher rank the products repay being packed, and on AMX the tiles are faster than vectors.
+_MOST_RANK = 32
 
 _module = None
 
@@ -85,6 +90,20 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
                   k_start: int, cu_seqlens=None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attention_fwd` for q, k and v; probabilities are computed again from `lse`."""
     return _module.attention_bwd(grad, q, k, v, out, lse, scale, q_start, k_start, _borders(cu_seqlens))
+
+
+def low_rank_fwd(x: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `reference.low_rank_fwd`. Up to rank 32 in one kernel, which adds to `total` in place."""
+    if total is None or a.shape[0] > _MOST_RANK:
+        return low_rank.low_rank_fwd(x, a, b, scale, total, sys.modules[__name__])
+    return total, _module.low_rank_fwd(x, a, b, scale, total)
+
+
+def low_rank_dgrad(grad: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `reference.low_rank_dgrad`."""
+    if total is None or a.shape[0] > _MOST_RANK:
+        return low_rank.low_rank_dgrad(grad, a, b, scale, total, sys.modules[__name__])
+    return total, _module.low_rank_dgrad(grad, a, b, scale, total)
 
 
 def sum_squares(tensors: list[Tensor]) -> Tensor:

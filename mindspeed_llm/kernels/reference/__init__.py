@@ -21,12 +21,13 @@ from mindspeed_llm.kernels.reference.dense import (
     swiglu_fwd,
 )
 from mindspeed_llm.kernels.reference.loss import cross_entropy_grad, cross_entropy_stats
+from mindspeed_llm.kernels.reference.low_rank import low_rank_dgrad, low_rank_fwd
 from mindspeed_llm.kernels.reference.optimizer import adamw, sum_squares
 from mindspeed_llm.kernels.reference.rotary import qkv_rope_bwd, qkv_rope_fwd, rope
 
 __all__ = [
     "adamw", "add", "add_rms_norm_fwd", "attention_bwd", "attention_cached", "attention_fwd", "bias_grad",
     "cross_entropy_grad", "cross_entropy_stats", "embedding_fwd", "embedding_wgrad", "linear_dgrad", "linear_fwd", "linear_wgrad",
-    "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "sum_squares", "swiglu_bwd",
+    "low_rank_dgrad", "low_rank_fwd", "qkv_rope_bwd", "qkv_rope_fwd", "rms_norm_bwd", "rms_norm_fwd", "rope", "sum_squares", "swiglu_bwd",
     "swiglu_fwd",
 ]

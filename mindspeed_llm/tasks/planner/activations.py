@@ -47,8 +47,10 @@ def layer_kept(job: Job) -> int:
 def layer_transient(job: Job) -> int:
     """Bytes that going back through one layer needs beyond what was kept."""
     gathered = job.tokens * job.model.hidden_size * job.element if job.sequence_parallel else 0
-    # Of an adapted linear_fc1 the product, the adapter's and their sum live at once; what is kept is one of the three.
-    mlp = (4 if job.lora is not None and "linear_fc1" in job.lora.target_modules else 3) * mlp_bytes(job) + gathered
+    # Of an adapted linear_fc1 the product, the adapter's and their sum live at once, but for the CPU kernel, which adds in
+    # place; what is kept is one of the three.
+    sums = job.target == ASCEND and job.lora is not None and "linear_fc1" in job.lora.target_modules
+    mlp = (4 if sums else 3) * mlp_bytes(job) + gathered
     if job.parallel.recompute_granularity == "selective":
         mlp = max(mlp, query_bytes(job))
     attention = 3 * query_bytes(job) + 2 * key_value_bytes(job)

@@ -15,7 +15,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
-from one_iteration import FullLength
+from one_iteration import FullLength, read_nothing
 
 from mindspeed_llm import kernels, training
 from mindspeed_llm.config.command_line import parse
@@ -39,6 +39,8 @@ OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
 TP, PP, CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
 FULL = "--recompute-granularity full --recompute-method"
 ULYSSES = "--context-parallel-algo ulysses_cp_algo"
+ADAPTERS = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-r 4"
+PAIRS = "--stage dpo --is-pairwise-dataset --no-pad-to-seq-lengths --tokenizer-name-or-path unread"
 
 # One iteration each, on 8 ranks; what the sizes leave is data parallel.
 LAYOUTS = {
@@ -67,6 +69,11 @@ LAYOUTS = {
     "post norm": f"--bf16 --post-norm {TP} 2 {SP}",
     "norms of q and k": f"--bf16 --qk-layernorm {TP} 2 {SP}",
     "head in chunks": f"--bf16 {TP} 2 {SP} {PP} 2",
+    "adapters": f"--bf16 {ADAPTERS} --lora-dropout 0.1 {ZERO}",
+    "adapters, tp2 sp pp2": f"--bf16 {ADAPTERS} {TP} 2 {SP} {PP} 2 {FULL} block --recompute-num-layers 1",
+    "pairs": f"--bf16 {PAIRS} {TP} 2 {SP} {PP} 2 --ref-model unread {ZERO}",
+    "pairs, known reference": f"--bf16 {PAIRS} {CP} 2 --ref-model unread --precompute-ref",
+    "pairs, adapters": f"--bf16 {PAIRS} {ADAPTERS} {TP} 2 {SP} {PP} 2 --load unread",
 }
 
 
@@ -82,6 +89,8 @@ class Packed(FullLength):
 def layout(name: str) -> None:
     """One iteration of training under `LAYOUTS[name]`."""
     batches.Batches = Packed if name.endswith("packed") else FullLength
+    if "pairs" in name:
+        read_nothing()
     cross_entropy.LOGITS_ROWS = 24 if name == "head in chunks" else 4096
     training.run(parse("pretrain", f"{TINY} {LAYOUTS[name]}".split()))
     ms.runtime.synchronize()

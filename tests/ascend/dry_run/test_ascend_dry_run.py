@@ -18,11 +18,12 @@ ALONE = ["kernels fp32", "kernels bf16", "kernels fp16", "tape bf16", "tape fp16
 # What the first and the last rank do alike, and what they do not: another pipeline stage or part of the sequence.
 ALIKE = ["train dp fp32", "train dp fp16", "train dp overlap", "train tp2", "train tp2 sp fp32",
          "train tp4 sp, shared K/V rows", "train selective", "train uniform", "train post norm", "train norms of q and k",
-         "train dp, packed"]
+         "train dp, packed", "train adapters", "train pairs, known reference"]
 DIFFERENT = ["collectives", "generation tp2 pp2", "train pp2", "train pp4 fp16", "train pp2 tied", "train vpp",
              "train cp2 ring", "train cp4 ring", "train cp2 ring fp32", "train cp2 ulysses", "train cp4 ulysses",
              "train cp2 ring, packed", "train cp2 ulysses, packed", "train block",
-             "train tp2 sp pp2 cp2", "train head in chunks"]
+             "train tp2 sp pp2 cp2", "train head in chunks", "train adapters, tp2 sp pp2", "train pairs",
+             "train pairs, adapters"]
 # (ranks, this one): cases
 RUNS = {(1, 0): ALONE, (8, 0): ALIKE + DIFFERENT, (8, 7): DIFFERENT}
 

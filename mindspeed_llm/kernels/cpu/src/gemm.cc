@@ -9,6 +9,7 @@ namespace {
 
 constexpr i64 kGemvRows = 15;
 constexpr i64 kTileTokens = 64;
+constexpr i64 kThinRank = 32;  // rows or columns of a result that are too few to repay packing
 
 // As many rows of A as fit the scratch memory are packed by all threads; then each task packs columns of B and
 // multiplies. Every element of C is summed in an order that depends on K alone, however C is cut into tasks.
@@ -103,6 +104,8 @@ void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, 
 void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K, bool accumulate) {
   if (M == 0 && !accumulate) op_zero(main_grad, N * K);
   if (M == 0 || N == 0 || K == 0) return;
+  if (N <= kThinRank) return op_thin_wgrad(dt, x, g, main_grad, M, K, N, false, accumulate);
+  if (K <= kThinRank) return op_thin_wgrad(dt, g, x, main_grad, M, N, K, true, accumulate);
   product(M, {dt, N, K, M, g, x, nullptr, main_grad, nullptr, 1, N, K, 1, K, true, accumulate});
 }
 

@@ -74,6 +74,27 @@ struct FewRows {
                    i64 n1);
 };
 
+// hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up. Packed in fp32: down (K, padded_rank) and up (rank, N
+// rounded up to whole vectors).
+struct LowRank {
+  int dt;
+  i64 M, K, N, rank, padded_rank;
+  float scale;
+  const void *x;
+  const float *down, *up;
+  void *total, *hidden;
+};
+
+// out (rank, C) = thin (M, rank)^T large (M, C), or with `across` its transpose (C, rank); thin is packed in fp32
+struct ThinWgrad {
+  int dt;
+  i64 M, C, rank, padded_rank;
+  const void *large;
+  const float *thin;
+  float *out;
+  bool across, accumulate;
+};
+
 struct Isa {
   const char *name;
   i64 panel;  // keys of a packed attention panel
@@ -106,6 +127,10 @@ struct Isa {
   void (*from_float)(int dt, const float *x, void *y, i64 n);
   ProductKernel panels, tiles;  // on vector units; on AMX tiles (null without them)
   FewRows few_rows;
+  // rows [p0, p1) of w (P, Q), or of the transpose of w (Q, P), in fp32, `ld` apart, zero from Q on
+  void (*thin_pack)(int dt, const void *w, bool across, i64 P, i64 Q, i64 ld, float *out, i64 p0, i64 p1);
+  void (*low_rank)(const LowRank &g, i64 m0, i64 m1);      // rows [m0, m1)
+  void (*thin_wgrad)(const ThinWgrad &g, i64 c0, i64 c1);  // columns [c0, c1) of C
 
   // the versions on AMX tiles (null without them) have other operands, other paddings and longer query tiles
   void (*attn_pack)(const Attention &a, i64 bg, bool backward);

@@ -14,6 +14,14 @@ void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, 
 // main_grad (N, K): g (M, N)^T x (M, K)
 void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K, bool accumulate);
 
+// total (M, N) += hidden up and hidden (M, rank) = scale x (M, K) down. `down` is (K, rank), or with down_across (rank, K);
+// `up` is (rank, N), or with up_across (N, rank).
+void op_low_rank(int dt, const void *x, const void *down, bool down_across, const void *up, bool up_across, float scale,
+                 void *total, void *hidden, i64 M, i64 K, i64 N, i64 rank);
+// out (rank, C), with `across` (C, rank): thin (M, rank)^T large (M, C), added or put as in linear_wgrad
+void op_thin_wgrad(int dt, const void *large, const void *thin, float *out, i64 M, i64 C, i64 rank, bool across,
+                   bool accumulate);
+
 void op_zero(float *x, i64 n);
 void op_bias_grad(int dt, const void *g, float *main_grad, i64 rows, i64 N, bool accumulate);
 void op_rms_norm_fwd(int dt, const void *x, const void *branch, const void *w, void *sum, void *y, float *rstd,
