@@ -64,7 +64,7 @@ struct ProductKernel {
   void (*multiply)(const Product &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
 };
 
-// hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up. Packed in fp32: down (K, padded_rank) and up (rank, N
+// hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up, unless total is null. Packed in fp32: down (K, padded_rank) and up (rank, N
 // rounded up to whole vectors).
 struct LowRank {
   int dt;
