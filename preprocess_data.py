@@ -7,6 +7,7 @@ r"""Turn text or instruction data into token files (.bin/.idx). Runs on CPU.
         --prompt-type glm4 --seq-length 32768 --pack --append-eod
 """
 
+import os
 import sys
 
 from mindspeed_llm.config.command_line import parse
@@ -18,6 +19,8 @@ def main() -> None:
     configs = parse("preprocess", sys.argv[1:])
     for note in configs.notes:
         print(note)
+    # No linear algebra here, and NumPy's threads for it would keep worker processes from being forked.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mindspeed_llm.tasks.preprocess import run
 
     run(configs.data)

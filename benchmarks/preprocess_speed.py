@@ -85,25 +85,26 @@ def peer(config: DataConfig, handler: Handler, lines: Path) -> None:
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """One run of one side in a process of its own."""
+    """A run of the peer in a process of its own."""
     config = DataConfig(input=arguments.input, output_prefix=arguments.output, workers=arguments.workers,
                         tokenizer_name_or_path=arguments.tokenizer, handler_name=arguments.handler_name,
-                        prompt_type="glm4", json_keys=(arguments.column,), append_eod=True, seq_length=32768,
-                        log_interval=1 << 30)
-    if arguments.side == "ours":
-        from mindspeed_llm.tasks.preprocess import run
-        run(config)
-    else:
-        peer(config, build_handler(config, load_tokenizer(arguments.tokenizer)), Path(arguments.input))
+                        prompt_type="glm4", json_keys=(arguments.column,), append_eod=True, seq_length=32768)
+    peer(config, build_handler(config, load_tokenizer(arguments.tokenizer)), Path(arguments.input))
 
 
 def timed(arguments: argparse.Namespace, side: str, tokenizer: Path, lines: Path, output: Path) -> tuple[float, float]:
     """(seconds, processor seconds of all its processes) of one run."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
-    subprocess.run([sys.executable, __file__, "--side", side, "--input", lines, "--output", output, "--workers",
-                    str(arguments.workers), "--tokenizer", tokenizer, "--column", arguments.column, "--handler-name",
-                    arguments.handler_name], check=True, stderr=subprocess.DEVNULL)
+    words = ["--input", lines, "--workers", str(arguments.workers), "--handler-name", arguments.handler_name]
+    if side == "ours":
+        words = [ROOT / "preprocess_data.py", *words, "--output-prefix", output, "--tokenizer-name-or-path", tokenizer,
+                 "--json-keys", arguments.column, "--append-eod", "--prompt-type", "glm4", "--seq-length", "32768",
+                 "--log-interval", str(1 << 30)]
+    else:
+        words = [__file__, *words, "--side", side, "--output", output, "--tokenizer", tokenizer, "--column",
+                 arguments.column]
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

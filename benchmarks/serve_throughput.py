@@ -141,7 +141,7 @@ class Client:
 
 
 def main() -> None:
-    parser = step_options(__doc__, steps=3)
+    parser = step_options(__doc__, steps=5)
     parser.set_defaults(seq=64)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=8, help="of a turn")

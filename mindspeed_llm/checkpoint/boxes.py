@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Segments = Sequence[Sequence[int]]
+_READ = 1 << 16     # elements from which a call of the system is the quicker way
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Box:
         offset = self.offset + (row - self.row) * self.stride + (col - self.col)
         return Box(row, col, row_stop - row, col_stop - col, offset, self.stride)
 
+    @property
+    def in_a_row(self) -> bool:
+        """Whether its elements lie one after the other."""
+        return self.rows == 1 or self.stride == self.cols
+
     def view(self, flat: np.ndarray) -> np.ndarray:
         """The box's elements (rows, cols) in `flat`, without a copy."""
         span = flat[self.offset:self.offset + (self.rows - 1) * self.stride + self.cols]
@@ -45,10 +51,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Source:
-    """Boxes that some buffer holds; `flat()` gives the buffer when an element of it is needed."""
+    """Boxes that some buffer holds; `flat()` gives the buffer when an element of it is needed.
+
+    `read(offset, out)` copies elements in a row into a flat array: for a file without the cost of its mapped pages.
+    """
 
     boxes: tuple[Box, ...]
     flat: Callable[[], np.ndarray]
+    read: Callable[[int, np.ndarray], None] | None = None
 
 
 def shard_boxes(shape: Sequence[int], axis: int | None, segments: Segments, start: int = 0,
@@ -95,8 +105,12 @@ def fill(out: np.ndarray, targets: Iterable[Box], sources: Iterable[Source]) -> 
                 if common is None:
                     rest.append(wanted)
                     continue
-                flat = source.flat() if flat is None else flat
-                wanted.part(*common).view(out)[...] = held.part(*common).view(flat)
+                to, of = wanted.part(*common), held.part(*common)
+                if source.read is not None and to.in_a_row and of.in_a_row and to.rows * to.cols >= _READ:
+                    source.read(of.offset, out[to.offset:to.offset + to.rows * to.cols])
+                else:
+                    flat = source.flat() if flat is None else flat
+                    to.view(out)[...] = of.view(flat)
                 rest += _without(wanted, *common)
             pending = rest
     return pending

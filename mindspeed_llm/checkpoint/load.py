@@ -242,7 +242,11 @@ class Checkpoint:
             used.append((file, key))
             return file.flat(key)
 
-        sources = (Source(entry_boxes(tensor), functools.partial(flat, relative, key))
+        def read(relative: str, key: str, offset: int, part: np.ndarray) -> None:
+            self._file(relative).read(key, offset, part)
+
+        sources = (Source(entry_boxes(tensor), functools.partial(flat, relative, key),
+                          functools.partial(read, relative, key))
                    for relative, key, tensor in self._holders(name, state))
         missing = fill(out, boxes, sources)
         for file, key in used:

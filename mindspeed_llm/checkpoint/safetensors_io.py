@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.checkpoint.ahead import Flusher, ahead
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import UserError, writing
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
           "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
@@ -54,6 +54,7 @@ class SafetensorsFile:
         if self.size == 0:
             raise UserError(f"{self.path} is empty (0 bytes): copy or download it again")
         with open(self.path, "rb") as file:
+            self._inode = os.fstat(file.fileno()).st_ino
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata: dict | None = None
         self.tensors: dict[str, TensorEntry] = {}
@@ -83,6 +84,23 @@ class SafetensorsFile:
         if entry.start == entry.stop:
             return np.empty(0, dtype)
         return np.frombuffer(self._map, dtype, (entry.stop - entry.start) // dtype.itemsize, entry.start)
+
+    def read(self, name: str, offset: int, out: np.ndarray) -> None:
+        """Copy elements of `name` from number `offset` on into the flat array `out`, which has their dtype.
+
+        Their pages are not mapped: for much of a file that is twice as fast as a copy out of `flat`. Several threads may
+        read. Raises UserError when the file is no longer what it was.
+        """
+        data, place = memoryview(out).cast("B"), self.tensors[name].start + offset * out.itemsize
+        # opened for each call: a checkpoint of many ranks has more files than a process may have open twice
+        with open(self.path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise UserError(f"{self.path} was replaced while it was read: start again")
+            while data:
+                count = os.preadv(file.fileno(), [data[:_CHUNK]], place)
+                if not count:
+                    raise UserError(f"{self.path} has become shorter while it was read: copy or download it again")
+                data, place = data[count:], place + count
 
     def release(self, name: str) -> None:
         """Drop the pages of `name` from this process (the file's pages stay in the system's cache): keeps RSS small."""
@@ -161,10 +179,12 @@ class SafetensorsWriter:
             raise ValueError(f"{self.path}: a tensor name occurs twice")
         header = header_bytes(self._entries, metadata)
         self.size = len(header) + sum(_nbytes(dtype, shape) for _, dtype, shape in self._entries)
-        self._file = open(self._temporary, "wb")
+        with writing(self.path):
+            self._file = open(self._temporary, "wb")
         self._flusher = Flusher(self._file.fileno())
         try:
-            self._file.write(header)
+            with writing(self.path):
+                self._file.write(header)
         except BaseException:
             self._discard()
             raise
@@ -209,10 +229,8 @@ class SafetensorsWriter:
             checksums.append(checksum)
 
     def _append(self, data: memoryview) -> None:
-        try:
+        with writing(self.path):
             self._file.write(data)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         self._flusher.wrote(len(data))
 
     def __enter__(self) -> "SafetensorsWriter":
@@ -225,15 +243,13 @@ class SafetensorsWriter:
         try:
             if self._next != len(self._entries):
                 raise ValueError(f"{self.path}: {len(self._entries) - self._next} tensors were not written")
-            self._file.flush()
-            if error := self._flusher.close():
-                raise error
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            self._discard()
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+            with writing(self.path):
+                self._file.flush()
+                if error := self._flusher.close():
+                    raise error
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self.path)
         except BaseException:
             self._discard()
             raise
@@ -241,7 +257,8 @@ class SafetensorsWriter:
     def _discard(self) -> None:
         self._flusher.close()
         try:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk has no room for what is still buffered either
+                self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
 

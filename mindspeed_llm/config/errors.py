@@ -4,8 +4,10 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from mindspeed_llm.config.scheduler import stay_behind
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
@@ -14,6 +16,15 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 class UserError(ValueError):
     """Something the person at the keyboard can put right: the text says what was wrong, what is allowed, what to do."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """A full disk, or whatever else keeps from writing `path`, becomes a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -25,6 +36,8 @@ def run_main(main: Callable[[], None]) -> None:
     scheduler, which takes a silent one for dead. The traceback is printed unless our own code raised one of USER_ERRORS
     (then the message says it all); MINDSPEED_LLM_TRACEBACK=1 prints it always.
     """
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        stay_behind()
     where = _who()
     try:
         main()

@@ -39,8 +39,8 @@ FIXED_FLAGS = (
     _ignored("--use-cp-send-recv-overlap", "ring attention always sends while it computes"),
     _ignored("--enable-thinking", "no prompt template here has a thinking part"),
     _ignored("--streaming", "preprocessing always reads a few rows at a time"),
-    _ignored("--reset-position-ids", "rotary embedding knows distances only, and in documents that "
-             "--reset-attention-mask keeps apart they are the same from any first position"),
+    _ignored("--reset-position-ids", "rotary embedding knows distances only: in documents that --reset-attention-mask "
+             "keeps apart they are the same from any first position; without that flag positions run on"),
     _ignored("--neat-pack", "--pack always numbers the conversations of a row, and they never see each other"),
     _ignored("--tokenizer-not-use-fast", "the ids are the same either way: a slow tokenizer's own code is never run"),
     _ignored("--distributed-backend", "collectives follow the device target", kind.choice("nccl", "hccl")),

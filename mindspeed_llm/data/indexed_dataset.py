@@ -5,6 +5,7 @@ number of document indices D; i32[N] sizes in tokens; i64[N] byte offsets in the
 (document d spans the sequences from indices[d] to indices[d + 1]).
 """
 
+import contextlib
 import os
 import shutil
 import struct
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.config.errors import UserError, writing
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -42,9 +43,10 @@ class IndexedDatasetBuilder:
         self.dtype = np.dtype(dtype)
         if self.dtype not in CODES:
             raise ValueError(f"dtype {self.dtype} cannot be stored: use one of {', '.join(map(str, CODES))}")
-        Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
         self._temporary = {end: f"{self.prefix}.{end}.tmp-{os.getpid()}" for end in ("bin", "idx")}
-        self._stream = open(self._temporary["bin"], "wb")
+        with writing(f"{self.prefix}.bin"):
+            Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self._temporary["bin"], "wb")
         self._sizes: list[np.ndarray] = []
         self._pending: list[int] = []
         self._documents: list[np.ndarray] = [np.zeros(1, np.int64)]
@@ -60,7 +62,7 @@ class IndexedDatasetBuilder:
     def add_item(self, tokens: Sequence[int] | np.ndarray) -> None:
         """Append one sequence to the current document."""
         array = self._convert(tokens)
-        self._stream.write(array.data)
+        self._write(array)
         self._pending.append(array.size)
         self.sequences += 1
         self.tokens += array.size
@@ -77,7 +79,7 @@ class IndexedDatasetBuilder:
         if int(lengths.sum()) != array.size:
             raise ValueError(f"lengths sum to {int(lengths.sum())}, but there are {array.size} tokens")
         self._flush()
-        self._stream.write(array.data)
+        self._write(array)
         self._sizes.append(lengths)
         self._documents.append(self.sequences + np.arange(1, lengths.size + 1, dtype=np.int64))
         self.sequences += lengths.size
@@ -89,7 +91,7 @@ class IndexedDatasetBuilder:
         if part.dtype != self.dtype:
             raise UserError(f"{prefix} stores {part.dtype}, {self.prefix} stores {self.dtype}: they cannot be merged")
         self._flush()
-        with open(f"{prefix}.bin", "rb") as source:
+        with open(f"{prefix}.bin", "rb") as source, writing(f"{self.prefix}.bin"):
             shutil.copyfileobj(source, self._stream, 16 << 20)
         self._sizes.append(np.array(part.sizes))
         self._documents.append(self.sequences + part.document_indices[1:])
@@ -110,13 +112,14 @@ class IndexedDatasetBuilder:
         if self.sequences == 0:
             self.abort()
             raise UserError(f"{self.prefix}: nothing to write, there is not a single sequence")
-        self._sync(self._stream)
+        with writing(f"{self.prefix}.bin"):
+            self._sync(self._stream)
         sizes = self.sizes
         documents = np.concatenate(self._documents)
         pointers = np.zeros(sizes.size, np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
         pointers *= self.dtype.itemsize
-        with open(self._temporary["idx"], "wb") as index:
+        with writing(f"{self.prefix}.idx"), open(self._temporary["idx"], "wb") as index:
             index.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], sizes.size, documents.size))
             for array in (sizes.astype("<i4"), pointers.astype("<i8"), documents.astype("<i8")):
                 index.write(array.data)
@@ -137,9 +140,14 @@ class IndexedDatasetBuilder:
 
     def abort(self) -> None:
         """Remove the temporary files. Harmless after `finalize`."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk has no room for what is still buffered either
+            self._stream.close()
         for path in self._temporary.values():
             Path(path).unlink(missing_ok=True)
+
+    def _write(self, array: np.ndarray) -> None:
+        with writing(f"{self.prefix}.bin"):
+            self._stream.write(array.data)
 
     def _convert(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         array = np.ascontiguousarray(tokens)

@@ -1,5 +1,6 @@
 """A Hugging Face model directory: config.json, safetensors shards, their index. Nothing in it is executed."""
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -129,7 +130,9 @@ class HfDirectory:
             if piece.name is None:
                 sources.append(Source((box,), lambda n=count: np.zeros(n * columns, NUMPY_DTYPES[dtype])))
             else:
-                sources.append(Source((box,), lambda name=piece.name: self._where[name].flat(name)))
+                file = self._where[piece.name]
+                sources.append(Source((box,), functools.partial(file.flat, piece.name),
+                                      functools.partial(file.read, piece.name)))
         left = fill(out, targets, sources)
         if left:
             raise ValueError(f"the map of {pieces[0].name} leaves {left} unfilled")

@@ -111,7 +111,7 @@ class Engine:
         self._orders: list[str] = []    # rank 0: what the ranks have not been told yet, each as JSON
         self._names: set[str] = set()   # of the requests under way
         self._closed = False            # rank 0: takes no more requests
-        self._resting = False           # rank 0: there was nothing to do for IDLE seconds
+        self._resting = False           # rank 0: past answers are being put through, as no requests came for IDLE s
 
     def check(self, request: Request) -> None:
         """Raise PromptLengthError, EngineClosed or another UserError if `submit` would."""
@@ -202,12 +202,10 @@ class Engine:
 
     def _wait(self) -> None:
         """Until there are orders, for HEARTBEAT seconds at most; give one when there is time for past answers."""
-        if not self._scheduler.has_past or self._closed:
-            self._changed.wait_for(lambda: self._orders, HEARTBEAT)
-        elif self._changed.wait_for(lambda: self._orders, 0 if self._resting else IDLE):
-            self._resting = False
-        else:
-            self._resting = True
+        past = self._scheduler.has_past and not self._closed
+        came = self._changed.wait_for(lambda: self._orders, HEARTBEAT if not past else 0 if self._resting else IDLE)
+        self._resting = past and not came
+        if self._resting:
             self._order("reread")
 
     def _follow(self, orders: list[list]) -> list[EndEvent]:

@@ -2,12 +2,13 @@
 
 Sequences join and leave between steps (Yu et al., "Orca", OSDI 2022). A step decodes one token of every sequence whose
 prompt is through, and takes a bounded number of prompt tokens along (Agrawal et al., "Sarathi-Serve", OSDI 2024).
-Prompts go through block by block: a full block's keys and values then are the same bits whoever computes them, so that
-sharing one changes nothing. For the same reason decoded tokens have passes of their own, of a size up to which a row's
-bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded tokens' keys and
-values, which are summed in another order than a prompt's, are never shared. While nothing else is to be done the tokens
-of past answers go through once more as a prompt, block by block, so that the next turn of a chat finds them; their bits
-then are those that this turn would compute itself.
+Full blocks of a prompt go through by themselves, several at a time: the kernels give their rows the same bits in passes
+of any number of blocks, so that it does not matter who computed one, and sharing it changes nothing. For the same
+reason what follows the last full block has a pass of its own, decoded tokens have passes of their own, of a size up to
+which a row's bits do not depend on the others, and a sequence that lost its memory decodes its answer anew. Decoded
+tokens' keys and values, which are summed in another order than a prompt's, are never shared. While nothing else is to
+be done the tokens of past answers go through once more as a prompt, block by block, so that the next turn of a chat
+finds them; their bits then are those that this turn would compute itself.
 
 All ranks run the same scheduler over the same requests; nothing here depends on the clock.
 """
@@ -141,7 +142,8 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         sequence.lose_memory()
         ids, first = (*sequence.prompt, *sequence.answer.ids), len(sequence.block_names)
-        names = _names((*ids, -1), self.pool.block_tokens)  # also of a block that ends with the answer
+        # also of a block that ends with the answer
+        names = _names((*ids, -1), self.pool.block_tokens, sequence.block_names)
         if len(names) > first:
             self._past.append(_Past(names, first, np.asarray(ids[first * self.pool.block_tokens:], np.int32)))
 
@@ -230,11 +232,11 @@ class Scheduler:
                 if sequence.adopt():  # somebody computed it since this sequence began, or will do so in this step
                     self.found += size
                     continue
-                start = sequence.known
-                piece = sequence.prompt[start:start + size]
+                start, stop = sequence.known, self._piece_end(sequence, room)
+                piece = sequence.prompt[start:stop]
                 sequence.known += len(piece)
-                if start // size < len(sequence.block_names):
-                    self.pool.name(sequence.cache.table[start // size], sequence.block_names[start // size])
+                for place in range(start // size, min(sequence.known // size, len(sequence.block_names))):
+                    self.pool.name(sequence.cache.table[place], sequence.block_names[place])
                 last = sequence.decodes and not sequence.answer.ids
                 step.passes.append(Pass([sequence.cache], [start], [piece], [0] if last else []))
                 step.asked += [sequence] if last else []
@@ -242,14 +244,26 @@ class Scheduler:
                 processed += len(piece)
         self.computed += processed
 
+    def _piece_end(self, sequence: Sequence, room: int) -> int:
+        """Where a pass over a prompt that goes on at `known` ends: with its full blocks that nobody knows, as many as
+        there is room for and at least one; or with the prompt.
+        """
+        size, names = self.pool.block_tokens, sequence.block_names
+        place = first = sequence.known // size
+        while place < len(names) and (place == first or (
+                (place + 1 - first) * size <= room and self.pool.find(names[place]) is None)):
+            place += 1
+        return place * size if place > first else len(sequence.prompt)
 
-def _names(prompt: tuple[int, ...], size: int) -> list[bytes]:
+
+def _names(prompt: tuple[int, ...], size: int, first: list[bytes] | None = None) -> list[bytes]:
     """A name for each full block of the prompt before its last token, after all that is in it and before it.
 
-    The last token is computed in any case, for the logits after it.
+    The `first` ones may be known. The last token is computed in any case, for the logits after it.
     """
-    names, name = [], b""
-    for start in range(0, (len(prompt) - 1) // size * size, size):
+    names = list(first or ())
+    name = names[-1] if names else b""
+    for start in range(len(names) * size, (len(prompt) - 1) // size * size, size):
         name = hashlib.sha256(name + np.asarray(prompt[start:start + size], np.int32).tobytes()).digest()
         names.append(name)
     return names

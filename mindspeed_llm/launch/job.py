@@ -14,6 +14,8 @@ from mindspeed_llm.launch.failure import report
 from mindspeed_llm.launch.supervision import Supervised, attend, children_of, kill
 from mindspeed_llm.launch.terminal import Follower
 
+# Printed by config/scheduler.py.
+_SCHEDULER = re.compile(r"^scheduler is process (\d+)$", re.MULTILINE)
 # msrun's own words about a rank that did not end well.
 _WORKER_FAILED = re.compile(rb"Worker process .* exit with exception")
 _KILLING_RANKS = 0.5    # seconds that msrun gets for it
@@ -100,13 +102,14 @@ def _run_ranks(job: Job, environment: Mapping[str, str]) -> int:
                "--master_addr", job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank,
                "--log_dir", job.log_dir, "--join", "True", job.script, *job.flags]
     followers = [Follower(job.log_dir / "worker_0.log", environment)] if job.node_rank == 0 else []
-    scheduler = _SchedulerOfFailedJob(job.log_dir / "msrun.log")
+    of_failed, of_done = _SchedulerOfFailedJob(job.log_dir / "msrun.log"), _SchedulerOfDoneJob(job)
 
     def look(msrun: int) -> None:
         for follower in followers:
             follower.show()
         if job.nnodes == 1:     # with several nodes it must live to tell the others
-            scheduler.end(msrun)
+            of_failed.end(msrun)
+            of_done.end(msrun)
 
     ended = attend(list(map(str, command)), job.log_dir / "msrun.log", environment, _pass_on_to_ranks, look,
                    new_session=True)
@@ -169,3 +172,21 @@ class _SchedulerOfFailedJob:
         text = self._line + new
         self._line = text[text.rfind(b"\n") + 1:]
         return _WORKER_FAILED.search(text) is not None
+
+
+class _SchedulerOfDoneJob:
+    """When its ranks have ended, msrun waits up to five seconds for its scheduler to find that out; `end`, called
+    again and again, tells it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._folder, self._ranks, self._told = job.log_dir, job.ranks_per_node, False
+
+    def end(self, msrun: int) -> None:
+        """Look whether all ranks have started and none runs; if so end the scheduler."""
+        started = sum(1 for _ in self._folder.glob("worker_*.log"))     # each just before its rank
+        if self._told or started < self._ranks or any(map(_is_rank, children_of(msrun))):
+            return
+        for pid in _SCHEDULER.findall((self._folder / "scheduler.log").read_text(encoding="utf-8", errors="replace")):
+            kill(int(pid), signal.SIGTERM)
+            self._told = True

@@ -34,8 +34,8 @@ def load_weights(chunks: list[GPTModel], source: WeightSource, params_dtype: str
     """Fill the chunks' parameters from checkpoints of any parallel layout, or from Hugging Face's files, cast to
     `params_dtype`.
 
-    `adapters` holds those of low-rank adapters; None leaves them as they are. The largest tensors come first: while one
-    is copied its pages of the file count as this process' memory, which is fullest at the end.
+    `adapters` holds those of low-rank adapters; None leaves them as they are. The largest tensors come first: what has to
+    be cut or cast takes memory beside its place, and memory is fullest at the end.
     """
     for chunk in chunks:
         parameters = chunk.parameters
@@ -48,7 +48,7 @@ def load_weights(chunks: list[GPTModel], source: WeightSource, params_dtype: str
                 parameters.load(spec.name, read.array)
         specs = sorted((spec for spec in parameters.specs.values() if not spec.adapter or adapters is not None),
                        key=lambda spec: -math.prod(spec.shape))
-        # a single thread spends most of its time on the pages; a device's memory is the framework's to fill
+        # a single thread does not keep a disk busy; a device's memory is the framework's to fill
         with ThreadPoolExecutor(default_threads() if device.on_cpu() else 1) as pool:
             for _ in pool.map(fill, specs):
                 pass

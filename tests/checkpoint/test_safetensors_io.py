@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mindspeed_llm.checkpoint import ahead
+from mindspeed_llm.checkpoint import ahead, safetensors_io
 from mindspeed_llm.checkpoint.safetensors_io import SafetensorsFile, SafetensorsWriter
 from mindspeed_llm.config.errors import UserError
 
@@ -42,6 +42,22 @@ def test_bf16_views_checksums_and_metadata(tmp_path) -> None:
         assert file.metadata == {"format": "np"} and file.tensors["x"].dtype == "BF16"
         assert np.array_equal(file.flat("x").reshape(100, 100), data) and not file.flat("x").flags.writeable
         assert file.crc32("x") == checksum == zlib.crc32(data.tobytes())
+
+
+def test_elements_are_read_without_the_map(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(safetensors_io, "_CHUNK", 100)
+    data, out = np.arange(10000, dtype=np.uint16), np.zeros(500, np.uint16)
+    write(tmp_path / "f", {"before": data, "x": data})
+    with SafetensorsFile(tmp_path / "f") as file:
+        file.read("x", 77, out)
+        assert np.array_equal(out, data[77:577])
+        with open(tmp_path / "f", "r+b") as damaged:
+            damaged.truncate(file.tensors["x"].start + 200)
+        with pytest.raises(UserError, match="f has become shorter while it was read"):
+            file.read("x", 0, out)
+        write(tmp_path / "f", {"before": data, "x": data})
+        with pytest.raises(UserError, match="f was replaced while it was read"):
+            file.read("x", 0, out)
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path) -> None:
@@ -113,7 +129,7 @@ def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path, monkeypatch, refu
         with SafetensorsWriter(tmp_path / "f", [("x", "F32", (8,))]) as writer:
             if refused == "write":
                 writer._file.close()
-                writer._file = mock.Mock(write=full)
+                writer._file = mock.Mock(write=full, close=full)   # closing writes what is buffered
             else:
                 monkeypatch.setattr(os, refused, full)
             writer.write_all(np.zeros((8, 1), np.float32) for _ in range(1))

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,28 +47,29 @@ def kill_at(monkeypatch, step: int) -> list[int]:
 @pytest.mark.parametrize("iteration", [7, 8])
 def test_a_kill_at_any_step_leaves_the_previous_checkpoint(tmp_path, iteration: int) -> None:
     """Saving iteration 8 over 7, and iteration 7 anew over itself."""
-    old, new = global_state(MODEL, 1), global_state(MODEL, 2)
+    model, name = replace(MODEL, num_layers=1), "decoder.layers.0.mlp.linear_fc1.weight"
+    old, new = global_state(model, 1), global_state(model, 2)
     parallel = ParallelConfig(tensor_model_parallel_size=2)
     step, finished = 0, False
     while not finished:
         step += 1
         root = tmp_path / str(step)
-        save(root, MODEL, parallel, old, iteration=7)
+        save(root, model, parallel, old, iteration=7)
         with pytest.MonkeyPatch.context() as patch:
             kill_at(patch, step)
             try:
-                save(root, MODEL, parallel, new, iteration=iteration)
+                save(root, model, parallel, new, iteration=iteration)
                 finished = True
             except Killed:
                 finished = False
         with open_checkpoint(root) as checkpoint:
             checkpoint.verify()
-            found = checkpoint.read_global(NAME).array
-            is_old, is_new = (np.array_equal(found, state["weight"][NAME]) for state in (old, new))
+            found = checkpoint.read_global(name).array
+            is_old, is_new = (np.array_equal(found, state["weight"][name]) for state in (old, new))
             assert is_new if finished else is_old or is_new
             assert checkpoint.iteration == (iteration if is_new else 7)
         # The next save cleans up and succeeds.
-        save(root, MODEL, parallel, new, iteration=9)
+        save(root, model, parallel, new, iteration=9)
         left = sorted(path.name for path in root.iterdir())
         assert [name for name in left if name.endswith((".tmp", ".old"))] == []
         with open_checkpoint(root) as checkpoint:
@@ -202,7 +204,7 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
     return text[:match.start()] + values[int(rng.integers(len(values)))] + text[match.end():]
 
 
-@pytest.mark.parametrize("runs", [300, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("runs", [150, pytest.param(10_000, marks=pytest.mark.full)])
 def test_whatever_the_bytes_nothing_crashes_or_grows(tmp_path, runs: int) -> None:
     """Mutated headers, metadata and trackers: an error that names something in the directory, or a checkpoint of the
     model's size."""

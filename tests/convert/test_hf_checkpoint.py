@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mindspeed_llm.checkpoint import open_checkpoint
+from mindspeed_llm.checkpoint import boxes, open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.families.hf_checkpoint import HfCheckpoint
@@ -19,7 +19,8 @@ from tests.inference.tiny_job import configs, write_job
 
 @pytest.mark.parametrize("flag", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2])
-def test_weights_are_those_of_the_conversion(tmp_path, flag, size):
+def test_weights_are_those_of_the_conversion(tmp_path, monkeypatch, flag, size):
+    monkeypatch.setattr(boxes, "_READ", 4)  # large tensors' way, for the conversion too
     hf = write_hf(tmp_path / "hf", *LAYOUTS[flag])
     to_mcore(hf, tmp_path / "mg", model_type_hf=flag)
     found = HfCheckpoint(hf, size, "--load")

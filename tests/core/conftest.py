@@ -5,6 +5,7 @@ import pytest
 from mindspeed_llm import kernels
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.runtime import device
+from tests.golden.trial import LONG_STEPS, SHORT_STEPS
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -17,3 +18,9 @@ def backend(request, monkeypatch):
     except UserError as error:
         pytest.skip(str(error))
     return request.param
+
+
+@pytest.fixture
+def steps(backend):
+    """AdamW steps for the active backend: `reference` is slow."""
+    return SHORT_STEPS if backend == "reference" else LONG_STEPS

@@ -1,4 +1,4 @@
-"""Other families against Hugging Face's Glm4ForCausalLM and Qwen3ForCausalLM: logits, loss, every gradient, ten AdamW steps;
+"""Other families against Hugging Face's Glm4ForCausalLM and Qwen3ForCausalLM: logits, loss, every gradient, AdamW steps;
 decoding with a cache.
 """
 
@@ -34,9 +34,9 @@ def test_logits_and_loss(backend, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_and_adamw(backend, family):
+def test_gradients_and_adamw(steps, family):
     golden, parallel = record(family)
-    errors = Trial(golden, parallel, 2).errors()
+    errors = Trial(golden, parallel, 2).errors(steps)
     assert errors.grad < 1e-5, errors
     assert errors.parameter < 1e-6, errors
     assert errors.loss < 1e-5 and errors.grad_norm < 3e-5, errors     # ten steps, whose last norms are 1e-5 apart

@@ -1,4 +1,4 @@
-"""One process against Hugging Face's GlmForCausalLM: logits, loss, every gradient, ten AdamW steps."""
+"""One process against Hugging Face's GlmForCausalLM: logits, loss, every gradient, AdamW steps."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def test_logits_and_loss(backend):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_gradients_and_adamw(backend, micro_batch):
-    errors = Trial(Golden(), ParallelConfig(), micro_batch).errors()
+def test_gradients_and_adamw(steps, micro_batch):
+    errors = Trial(Golden(), ParallelConfig(), micro_batch).errors(steps)
     assert errors.grad < 1e-5, errors
     assert errors.parameter < 1e-6, errors
     assert errors.loss < 1e-5 and errors.grad_norm < 1e-5, errors

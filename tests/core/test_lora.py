@@ -23,9 +23,9 @@ RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "re
 
 @pytest.mark.parametrize("backend, options", [("reference", {}), ("cpu", {}), ("cpu", RECOMPUTE)], indirect=["backend"],
                          ids=["reference", "cpu", "cpu recompute"])
-def test_losses_and_gradients_are_those_of_peft(backend, options):
+def test_losses_and_gradients_are_those_of_peft(backend, options, steps):
     golden = Golden.of_lora()
-    errors = Trial(golden, ParallelConfig(**options), micro_batch=2).errors()
+    errors = Trial(golden, ParallelConfig(**options), micro_batch=2).errors(steps)
     assert max(errors.loss, errors.grad_norm, errors.grad, errors.parameter) < TOLERANCE, errors
 
 

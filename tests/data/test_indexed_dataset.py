@@ -1,6 +1,8 @@
 """The .bin/.idx pair is Megatron's to the byte, appears whole or not at all, and damaged ones are refused."""
 
+import errno
 import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -118,3 +120,14 @@ def test_damage_is_named(tmp_path):
 
 def test_small_vocabularies_take_two_bytes():
     assert best_dtype(8014) == np.uint16 and best_dtype(151343) == np.int32
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/x.bin: No space left on device"):
+        with IndexedDatasetBuilder(tmp_path / "x") as builder:
+            builder._stream.close()
+            builder._stream = mock.Mock(write=full, close=full)   # closing writes what is buffered
+            builder.add_item([1, 2])
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,10 @@
 """The parity table that runs by default: every valid pair of two parallel options' values is in one of its rows.
 
 Mistakes in parallel code show in one option or in two together, so that a few dozen rows find what thousands of
-combinations would: Cohen et al., "The AETG System", 1997, whose greedy choice makes the table here. Rows have two and
-four ranks. In pairs a size counts as 1 or more; of each size and what goes with it, a row has four ranks in one group,
-where the next rank is not the previous one. Combinations of three sizes need eight ranks: three rows of the long table.
+combinations would: Cohen et al., "The AETG System", 1997, whose greedy choice makes the table here, with an eye
+to cost. Rows have two and four ranks. In pairs a size counts as 1 or more; of each size and what goes with it, a row
+has four ranks in one group, where the next rank is not the previous one. Combinations of three sizes need eight
+ranks: three rows of the long table.
 """
 
 from functools import cache
@@ -30,6 +31,7 @@ WORLDS = (2, 4)
 EIGHT_RANKS = ("tp2_cp2_pp2_sp", "cp2_pp2_dp2_virtual_zero_tied", "tp2_pp2_dp2_zero_sp")
 HEADS, GROUPS, ROWS_OF_BATCH, LENGTHS = 4, 2, 4, (16, 8, 12, 4)  # of the golden model and of the record `lengths`
 LAYERS = {"deep": 8, "noop": 8}
+NOOP = (2, 3, 6)  # of the record `noop`
 UNEVEN = {(2, 4): (3, 1), (2, 8): (5, 3), (4, 8): (1, 3, 2, 2)}  # (stages, layers) -> layers per stage
 SUMS = {"plain": {}, "zero": {"zero": True}, "overlap": {"overlap_grad_reduce": True},
         "overlap_zero": {"zero": True, "overlap_grad_reduce": True, "overlap_param_gather": True}}
@@ -75,7 +77,7 @@ def row(choice: Choice) -> Row:
     if split == "uneven":
         options["layers"] = UNEVEN[pp, LAYERS.get(record, 4)]
     if record == "noop":
-        options["noop_layers"] = (2, 3, 6)
+        options["noop_layers"] = NOOP
     words = [f"{size}{choice[size]}" for size in SIZES if choice[size] > 1]
     words += ["sp"] * choice["sp"] + [value for value in (choice["ring"], choice["recompute"]) if value]
     words += [value for value, plain in ((split, "even"), (choice["sums"], "plain"), (record, "golden"))
@@ -86,25 +88,32 @@ def row(choice: Choice) -> Row:
 
 @cache
 def choices() -> list[Choice]:
-    """Every valid choice; what costs less comes first."""
+    """Every valid choice."""
     found = [dict(zip(FACTORS, values)) for values in product(*FACTORS.values())
              if values[0] * values[1] * values[2] * values[3] in WORLDS]
-    found = [choice for choice in found if valid(choice)]
-    return sorted(found, key=lambda choice: (choice["tp"] * choice["cp"] * choice["pp"] * choice["dp"],
-                                             choice["ring"] == "ring", choice["cp"]))
+    return [choice for choice in found if valid(choice)]
 
 
 @cache
 def covering() -> list[Choice]:
-    """Choices that have every valid pair: again and again the first of those with the most pairs still missing."""
+    """Choices that have every valid pair: again and again one that has many of those still missing and costs little."""
     bits: dict[Pair, int] = {}
     masks = [sum(1 << bits.setdefault(pair, len(bits)) for pair in covered(choice)) for choice in choices()]
+    weights = [(50 + _cost(choice)) ** 0.3 for choice in choices()]  # three rows more, a quarter less time for all
     taken, missing = [], (1 << len(bits)) - 1
     while missing:
-        best = max(range(len(masks)), key=lambda number: (masks[number] & missing).bit_count())
+        best = max(range(len(masks)), key=lambda number: (masks[number] & missing).bit_count() / weights[number])
         taken.append(choices()[best])
         missing &= ~masks[best]
     return taken
+
+
+def _cost(choice: Choice) -> float:
+    """About the time that a row takes: calls of operators on all ranks of a replica, which there are `dp` times."""
+    layers = LAYERS.get(choice["record"], 4) - len(NOOP) * (choice["record"] == "noop")
+    per_layer = choice["tp"] * choice["cp"] * (1 + choice["cp"] * (choice["ring"] == "ring"))
+    passes = 3 if choice["recompute"] in (None, "selective") else 4
+    return layers * per_layer * passes * ROWS_OF_BATCH / choice["micro"] + choice["pp"] * choice["dp"]
 
 
 def _can_split(split: str, pp: int, layers: int) -> bool:

@@ -1,23 +1,26 @@
-"""Resident ranks: one launch per world size serves the cases of many tests.
+"""Resident ranks: one start per world size serves the cases of many tests.
 
 A case is a function of an importable module, sent by name as `module:function` with JSON arguments. Every rank calls it
 and returns a JSON value. An exception on any rank reaches the test that asked, as CaseFailed; the other ranks may wait
-for that rank in a collective then, so the launch is ended and the next case starts a new one.
+for that rank in a collective then, so all are ended and the next case starts new ones.
+
+The ranks are forks of one process that has imported MindSpore (nursery.py), where jobs under msrun import it once for
+each rank, once for the scheduler and once for msrun itself. Jobs under msrun are tested where jobs are (tests/scripts).
 """
 
-import contextlib
 import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from multiprocessing import connection
 from pathlib import Path
 
-from tests.distributed.launch import end_tree, free_port, worker_environment, worker_logs
+from tests.distributed.launch import free_port, worker_environment, worker_logs
 
-WORKER = Path(__file__).with_name("pool_worker.py")
+NURSERY = Path(__file__).with_name("nursery.py")
 START_SECONDS, CASE_SECONDS = 300, 600
 
 
@@ -25,17 +28,54 @@ class CaseFailed(Exception):
     """A case raised on a rank, a rank died, or the case took too long: with the traceback and the ranks' logs."""
 
 
-class RankPool:
-    """`world` CPU ranks under msrun (one: a plain process), one thread each, started at the first case."""
+class Nursery:
+    """The process that forks ranks. It ends, and all of them with it, when this process does."""
 
-    def __init__(self, world: int, env: dict[str, str] | None = None) -> None:
-        self.world, self.env = world, env or {}
-        self._job: subprocess.Popen | None = None
+    def __init__(self) -> None:
+        # A rank that dies closes its connection, so that the scheduler's heartbeat has nothing to find out: on a loaded
+        # machine it must not take a slow rank for a dead one.
+        environment = worker_environment({"MS_NODE_TIMEOUT": "120"})
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", str(NURSERY), str(theirs.fileno())], env=environment,
+                pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
+        self._link = connection.Connection(ours.detach())
+
+    def start(self, folder: Path, world: int) -> list[int]:
+        """Start `world` ranks, and a scheduler if they are several; returns their processes. They connect to the socket
+        `folder`/host and keep their logs in `folder`.
+        """
+        return self._ask("start", str(folder), world, free_port())
+
+    def end(self, processes: list[int]) -> None:
+        """Kill these processes of `start` and wait until they are gone."""
+        self._ask("end", processes)
+
+    def _ask(self, *request: object):
+        self._link.send_bytes(json.dumps(request).encode())
+        if not self._link.poll(START_SECONDS):
+            raise CaseFailed(f"the nursery does not {request[0]} ranks")
+        try:
+            return json.loads(self._link.recv_bytes())
+        except EOFError as error:
+            raise CaseFailed(f"the nursery ended with status {self._process.wait()}") from error
+
+
+nursery = cache(Nursery)
+
+
+class RankPool:
+    """`world` CPU ranks, one thread each, started at the first case."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self._processes: list[int] = []
         self._ranks: dict[int, connection.Connection] = {}
 
     def run(self, case: str, *arguments: object, seconds: float = CASE_SECONDS) -> list:
         """What `module:function` returns for the JSON `arguments`, by rank. Raises CaseFailed."""
-        if self._job is None:
+        if not self._processes:
             self._start()
         message = json.dumps([case, arguments]).encode()
         try:
@@ -47,37 +87,28 @@ class RankPool:
         return [replies[rank]["result"] for rank in range(self.world)]
 
     def close(self) -> None:
-        """End the ranks. They are killed: leaving a job takes msrun's ranks 8 s, and jobs that end by themselves are
-        tested where jobs are (tests/scripts, test_failures.py).
-        """
-        if self._job is not None:
-            end_tree(self._job.pid)
-            self._job.wait()
-            self._forget()
+        """End the ranks. They are killed: jobs that end by themselves are tested where jobs are."""
+        if self._processes:
+            nursery().end(self._processes)
+            for rank in self._ranks.values():
+                rank.close()
+            self._folder.cleanup()
+            self._processes, self._ranks = [], {}
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks_")
         folder = Path(self._folder.name)
-        address, words = str(folder / "host"), [sys.executable, "-u", str(WORKER)]
-        if self.world > 1:
-            words = ["msrun", "--worker_num", str(self.world), "--local_worker_num", str(self.world), "--master_port",
-                     str(free_port()), "--log_dir", str(folder), "--join", "True", str(WORKER)]
-        # A rank that dies closes its connection, so that the scheduler's heartbeat has nothing to find out: on a loaded
-        # machine it must not take a slow rank for a dead one.
-        env = worker_environment({"MS_NODE_TIMEOUT": "120", **self.env})
-        with socket.socket(socket.AF_UNIX) as listener, (folder / "launcher.log").open("wb") as log:
-            listener.bind(address)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "host"))
             listener.listen(self.world)
-            listener.settimeout(0.2)
-            self._job = subprocess.Popen([*words, address], env=env, cwd=folder, start_new_session=True, stdout=log,
-                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-            until = time.monotonic() + START_SECONDS
+            listener.settimeout(START_SECONDS)
+            self._processes = nursery().start(folder, self.world)
             while len(self._ranks) < self.world:
-                if self._job.poll() is not None or time.monotonic() > until:
-                    raise self._failure(f"{self.world} ranks did not start")
-                with contextlib.suppress(TimeoutError):
+                try:
                     rank = connection.Connection(listener.accept()[0].detach())
-                    self._ranks[json.loads(rank.recv_bytes())] = rank
+                except TimeoutError as error:
+                    raise self._failure(f"{self.world} ranks did not start") from error
+                self._ranks[json.loads(rank.recv_bytes())] = rank
 
     def _collect(self, waiting: dict[int, connection.Connection], until: float, case: str) -> dict[int, dict]:
         replies = {}
@@ -96,14 +127,6 @@ class RankPool:
 
     def _failure(self, text: str) -> CaseFailed:
         """End what runs and say what happened, with the ranks' logs."""
-        folder = Path(self._folder.name)
-        launcher = (folder / "launcher.log").read_text(errors="replace")[-3000:]
-        logs = worker_logs(folder)
+        logs = worker_logs(self._folder.name)
         self.close()
-        return CaseFailed(f"{text}\n--- launcher\n{launcher}\n{logs}")
-
-    def _forget(self) -> None:
-        for rank in self._ranks.values():
-            rank.close()
-        self._folder.cleanup()
-        self._job, self._ranks = None, {}
+        return CaseFailed(f"{text}\n{logs}")

@@ -8,10 +8,10 @@ import pytest
 from tests.distributed.conftest import CASES
 from tests.distributed.covering import PAIRWISE
 from tests.distributed.planted import PLANTED, PLANTED_WORLD
-from tests.distributed.rows import FAMILY_ROWS, LONG_RUNS, LORA_ROWS, MORE_LORA_ROWS, ROWS, SHORT_STEPS
+from tests.distributed.rows import FAMILY_ROWS, LONG_RUNS, LORA_ROWS, MORE_LORA_ROWS, ROWS
+from tests.golden.trial import LONG_STEPS, SHORT_STEPS
 
 TOLERANCE = 2e-5
-LONG_STEPS = 10
 
 
 def _worst(ranks: list[dict]) -> dict[str, float]:

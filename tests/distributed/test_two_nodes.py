@@ -66,35 +66,40 @@ def _on(node):
 
 
 def _start(folder, prefix, *flags, data, **variables):
-    environment = script_environment(TP=2, PP=2, CKPT_LOAD_DIR="", DATA_PATH=data, TOKENIZER_PATH=folder,
+    environment = script_environment(CKPT_LOAD_DIR="", DATA_PATH=data, TOKENIZER_PATH=folder,
                                      LOG_ROOT=folder / "logs", **variables)
     folder.mkdir(exist_ok=True)
     return subprocess.Popen([*prefix, "bash", str(SCRIPT), *FLAGS, *flags], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
+def _start_nodes(nodes, folder, *flags, **variables):
+    """The job on both nodes, two ranks each: TP within a node, PP between them."""
+    port = free_port()
+    return [_start(folder / f"node{rank}", _on(name), *flags, NNODES=2, NODE_RANK=rank, NPUS_PER_NODE=2, TP=2, PP=2,
+                   MASTER_ADDR="10.77.0.1", MASTER_PORT=port, CKPT_SAVE_DIR=folder / f"node{rank}" / "ckpt",
+                   **variables)
+            for rank, name in enumerate(nodes)]
+
+
 def _losses(output):
     return re.findall(r"lm loss: (\S+) \|.*grad norm: (\S+) \|", output)
 
 
-def test_two_nodes_train_like_one(nodes, tmp_path):
+def test_two_nodes_train_like_one_process(nodes, tmp_path):
     data = tmp_path / "text_document"
     write_ramps(data)
-    port = free_port()
     # no shared storage: each node saves what its own ranks need
-    jobs = [_start(tmp_path / f"node{rank}", _on(name), "--no-shared-storage", data=data, NNODES=2,
-                   NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port,
-                   CKPT_SAVE_DIR=tmp_path / f"node{rank}" / "ckpt") for rank, name in enumerate(nodes)]
-    one = _start(tmp_path / "one", [], data=data, NPUS_PER_NODE=4, MASTER_PORT=free_port(),
-                 CKPT_SAVE_DIR=tmp_path / "one" / "ckpt")
+    jobs = _start_nodes(nodes, tmp_path, "--no-shared-storage", data=data)
+    one = _start(tmp_path / "one", [], data=data, NPUS_PER_NODE=1, TP=1, PP=1, CKPT_SAVE_DIR=tmp_path / "one" / "ckpt")
     outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], "\n".join(outputs)
     output = one.communicate(timeout=SECONDS)[0]
     assert one.returncode == 0, output
     assert len(_losses(output)) == 3
-    assert "[INFO] DISTRIBUTED" not in output   # MindSpore's last words, which the log has
-    for two_nodes, one_node in zip(_losses(outputs[0]), _losses(output), strict=True):
-        for mine, theirs in zip(two_nodes, one_node, strict=True):
+    assert "[INFO] DISTRIBUTED" not in outputs[0]   # MindSpore's last words, which the log has
+    for two_nodes, one_process in zip(_losses(outputs[0]), _losses(output), strict=True):
+        for mine, theirs in zip(two_nodes, one_process, strict=True):
             assert float(mine) == pytest.approx(float(theirs), rel=2e-5, abs=1e-3)
     for rank in range(2):
         with open_checkpoint(tmp_path / f"node{rank}" / "ckpt") as saved:
@@ -103,11 +108,9 @@ def test_two_nodes_train_like_one(nodes, tmp_path):
 
 
 def test_rank_killed_on_one_node_ends_both(nodes, tmp_path):
-    data, port, mark = tmp_path / "text_document", free_port(), f"job-{tmp_path}"
+    data, mark = tmp_path / "text_document", f"job-{tmp_path}"
     write_ramps(data)
-    jobs = [_start(tmp_path / f"node{rank}", _on(name), "--train-iters", "1000000", data=data, NNODES=2,
-                   NODE_RANK=rank, NPUS_PER_NODE=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port, JOB_MARK=mark,
-                   CKPT_SAVE_DIR=tmp_path / "ckpt") for rank, name in enumerate(nodes)]
+    jobs = _start_nodes(nodes, tmp_path, "--train-iters", "1000000", data=data, JOB_MARK=mark)
     try:
         workers = workers_after_steps(jobs[0], mark, 4)
         os.kill(workers[3], signal.SIGKILL)

@@ -212,7 +212,7 @@ class Chat:
     def __init__(self, monkeypatch, limits=ROOMY):
         monkeypatch.setattr(engines, "IDLE", 0.001)
         self.engine, self.events, self._ended = Engine(golden_generator(), limits), [], threading.Event()
-        self._thread = threading.Thread(target=self.engine.run, args=(self._told,))
+        self._thread = threading.Thread(target=self.engine.run, args=(self._told,), daemon=True)
         self._thread.start()
 
     def _told(self, events):
@@ -248,6 +248,19 @@ def test_the_next_turn_of_a_chat_finds_the_answer_in_memory(monkeypatch):
     found, end = chat.ask(second, reread=32)    # 51 tokens and 12 more do not fill a block
     assert end == EndEvent("second", "length", 51, 12, 48)
     assert [*found, replace(end, cached_tokens=0)] == Client(ROOMY, [(0, second)]).answer("second")
+    chat.close()
+
+
+def test_who_asks_anew_at_once_does_not_wait_for_past_answers(monkeypatch):
+    chat = Chat(monkeypatch)
+    request = Request("first", prompt(21), replace(GREEDY, max_new_tokens=28))
+    chat.ask(request, reread=32)
+    monkeypatch.setattr(engines, "IDLE", 60)    # so long nothing happens, however much was put through before
+    chat._ended.clear()
+    chat.engine.submit(replace(request, name="second", prompt=prompt(21, 1)))
+    assert chat._ended.wait(30)
+    time.sleep(0.1)
+    assert chat.engine._scheduler.has_past and chat.engine.stats().reread_tokens == 32
     chat.close()
 
 

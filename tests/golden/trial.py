@@ -26,6 +26,9 @@ ADAMW = OptimizerConfig(lr=1e-3, lr_decay_style="constant", weight_decay=0.1, cl
 # With eps far above every gradient, AdamW's update is lr / eps times the gradient: an SGD step through the same code.
 SGD = OptimizerConfig(lr=1e3, weight_decay=0.0, clip_grad=0.0, adam_beta1=0.0, adam_beta2=0.0, adam_eps=1e4)
 SGD_RATE = SGD.lr / SGD.adam_eps
+# AdamW steps that are compared with a record, which has ten. After three, moments, bias correction and decay have all
+# had their effect.
+LONG_STEPS, SHORT_STEPS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Trial:
                 errors[piece.name] = distance(got, expected) / record.norm(piece.name)
         return errors
 
-    def errors(self, steps: int = 10) -> Errors:
+    def errors(self, steps: int = LONG_STEPS) -> Errors:
         """Everything that the parity table reports, as seen by this rank."""
         grad_errors, parameter_errors = self.sgd_step()
         losses, norms = self.adamw(steps)

@@ -1,5 +1,7 @@
 """Generation's kernels: attention over caches and products of a few rows, at every instruction set of this machine."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from cpu_oracle import DTYPES, assert_close, random
@@ -55,15 +57,26 @@ def bits(tensor):
     return tensor.asnumpy().view(np.uint8)
 
 
+@cache
+def one_token(heads, groups, dim, dtype):
+    """Inputs of a step in which each sequence gets one token: (q, k, v, edges), (keys, values, tables); and what the
+    reference makes of them: output, keys and values, the same for every instruction set.
+    """
+    (q, k, v), edges = fresh([1] * len(PASTS), heads, groups, dim, dtype)
+    keys, values, tables = caches(PASTS, 2, groups, dim, dtype)
+    theirs = copies(keys), copies(values)
+    out = reference.attention_cached(q, k, v, *theirs, tables, edges, PASTS, dim ** -0.5)
+    return (q, k, v, edges), (keys, values, tables), (out, *theirs)
+
+
 @BOTH
 @pytest.mark.parametrize("heads, groups, dim", [(8, 1, 64), (8, 2, 128), (8, 8, 16), (6, 2, 20), (5, 1, 7),
                                                 (32, 2, 128)])
 def test_one_token_of_each_sequence(isa, heads, groups, dim, dtype):
-    (q, k, v), edges = fresh([1] * len(PASTS), heads, groups, dim, dtype)
-    keys, values, tables = caches(PASTS, 2, groups, dim, dtype)
-    their_keys, their_values = copies(keys), copies(values)
+    (q, k, v, edges), (keys, values, tables), theirs = one_token(heads, groups, dim, dtype)
+    expected, their_keys, their_values = theirs
+    keys, values = copies(keys), copies(values)
     out = isa.attention_cached(q, k, v, keys, values, tables, edges, PASTS, dim ** -0.5)
-    expected = reference.attention_cached(q, k, v, their_keys, their_values, tables, edges, PASTS, dim ** -0.5)
     assert out.dtype == DTYPES[dtype]
     assert_close(out, expected.astype(DTYPES["fp32"]).asnumpy().astype(np.float64), dtype, factor=3)
     for ours, theirs in zip((*keys, *values), (*their_keys, *their_values)):
@@ -112,6 +125,26 @@ def test_a_sequence_does_not_depend_on_its_batch_nor_on_threads_nor_on_blocks(is
         one = slice(i, i + 1)
         alone = isa.attention_cached(q[one], k[one], v[one], keys, values, tables[one], [0, 1], [past], 0.1)
         assert np.array_equal(bits(runs[0][one]), bits(alone))
+
+
+@BOTH
+def test_blocks_of_a_prompt_in_passes_of_any_number(isa, dtype):
+    """From 64 rows on a row's bits are its own, in products and in attention over what is before it."""
+    rng, edges = np.random.default_rng(2), [0, 64, 192, 448]
+    for N, K in ((96, 32), (100, 1030), (30, 3424)):
+        (x, _), (w, _) = random(rng, (448, K), dtype), random(rng, (N, K), dtype)
+        whole = bits(isa.linear_fwd(x, w, None))
+        for start, stop in (*zip(edges[:-1], edges[1:], strict=True), (100, 164), (17, 130)):
+            assert np.array_equal(bits(isa.linear_fwd(x[start:stop], w, None)), whole[start:stop])
+    past = 128
+    (q, k, v), _ = fresh([448], 8, 2, 32, dtype)
+    keys, values, tables = caches([past], 448, 2, 32, dtype, block=64)
+    whole = bits(isa.attention_cached(q, k, v, keys, values, tables, [0, 448], [past], 0.2))
+    keys, values, tables = caches([past], 448, 2, 32, dtype, block=64)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        piece = isa.attention_cached(q[start:stop], k[start:stop], v[start:stop], keys, values, tables,
+                                     [0, stop - start], [past + start], 0.2)
+        assert np.array_equal(bits(piece), whole[start:stop])
 
 
 @BOTH

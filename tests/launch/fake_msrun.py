@@ -1,5 +1,5 @@
 """What of msrun concerns its caller, without the framework: ranks in sessions of their own and their logs, a scheduler
-that outlives a failed job, the words and the status of a failure.
+that outlives the ranks, the words and the status of a failure.
 """
 
 import os
@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 
 OPTIONS = ("--worker_num", "--local_worker_num", "--master_addr", "--master_port", "--node_rank", "--log_dir", "--join")
-SCHEDULER_WAITS = "600"  # seconds: longer than any test
+# Waits longer than any test, unless it is told that the ranks have ended.
+SCHEDULER = """import time
+from mindspeed_llm.config.scheduler import stay_behind
+stay_behind()
+time.sleep(600)
+"""
 
 
 def main() -> int:
@@ -23,7 +28,7 @@ def main() -> int:
     log_dir, local = Path(given["--log_dir"]), int(given["--local_worker_num"])
     os.environ["RANK_SIZE"] = given["--worker_num"]
     with (log_dir / "scheduler.log").open("w") as log:
-        scheduler = subprocess.Popen(["sleep", SCHEDULER_WAITS], stdout=log, stderr=log)
+        scheduler = subprocess.Popen([sys.executable, "-c", SCHEDULER], stdout=log, stderr=log)
     os.environ["MS_ROLE"] = "MS_WORKER"
     ranks = []
     for index in range(local):
@@ -34,7 +39,9 @@ def main() -> int:
         time.sleep(0.05)
     failed = next((rank for rank in ranks if rank.returncode), None)
     if failed is None:
-        scheduler.terminate()
+        if local == int(given["--worker_num"]):
+            return scheduler.wait()
+        scheduler.kill()    # with several nodes, MindSpore's ends when the ranks of all have signed off
         return 0
     print(f"[ERROR] ME(1): Worker process {failed.pid} exit with exception. Error code: {failed.returncode}.",
           flush=True)

@@ -286,8 +286,31 @@ def test_a_killed_worker_is_reported(base, tmp_path, monkeypatch):
     assert listing(tmp_path) == ["in.jsonl"]
 
 
-def _die(config):
+def _die(config, handler):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("threads, kind", [(0, "fork"), (1, "spawn")])
+def test_workers_are_copies_only_where_no_thread_runs(base, tmp_path, threads, kind):
+    save(tmp_path / "in.jsonl", [{"text": f"row {number}"} for number in range(600)])
+    config = dataclasses.replace(base, input=str(tmp_path / "in.jsonl"))
+    run(config)
+    program = (
+        "import threading\n"
+        "from mindspeed_llm.config.data import DataConfig\n"
+        "from mindspeed_llm.tasks.preprocess import pipeline\n"
+        "get_context = pipeline.multiprocessing.get_context\n"
+        "pipeline.multiprocessing.get_context = lambda kind: (print(kind), get_context(kind))[1]\n"
+        "if __name__ == '__main__':\n"
+        f"    [threading.Thread(target=threading.Event().wait, daemon=True).start() for _ in range({threads})]\n"
+        f"    pipeline.run(DataConfig(input={config.input!r}, output_prefix={str(tmp_path / 'again')!r}, workers=2,\n"
+        f"                            tokenizer_name_or_path={base.tokenizer_name_or_path!r}))\n")
+    output = subprocess.run([sys.executable, "-c", program], env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=True,
+                            capture_output=True, text=True).stdout
+    assert output == f"{kind}\n"
+    for end in ("bin", "idx"):
+        assert (tmp_path / f"again_text_document.{end}").read_bytes() == (
+            tmp_path / f"out/d_text_document.{end}").read_bytes()
 
 
 def test_termination_leaves_nothing(base, tmp_path):

@@ -30,13 +30,25 @@ def train(script, folder, data, tokenizer, batch, context):
     return [tuple(map(float, pair)) for pair in found]
 
 
-@pytest.mark.parametrize("script, batch, packed", [("pretrain_glm4_9b_32k_ms.sh", 1, False),
-                                                   ("tune_glm4_9b_32k_full_ms.sh", 2, True)])
-def test_context_parallel_ranks_train_as_one_process(script, batch, packed, tmp_path, tokenizer_dir):
-    data = write_packed(tmp_path, 4, LENGTH) if packed else write_text(tmp_path, 4 * LENGTH)
-    with ThreadPoolExecutor() as jobs:  # starting them is mostly waiting
-        two, one = jobs.map(lambda size: train(script, tmp_path / f"context{size}", data, tokenizer_dir, batch, size),
-                            (2, 1))
+CASES = {"pretrain_glm4_9b_32k_ms.sh": (1, False), "tune_glm4_9b_32k_full_ms.sh": (2, True)}    # batch, packed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tokenizer_dir):
+    """`{(script, ranks): future of what train gives}`; several at a time, as starting them is mostly waiting."""
+    folder, submitted = tmp_path_factory.mktemp("long"), {}
+    data = {True: write_packed(folder, 4, LENGTH), False: write_text(folder, 4 * LENGTH)}
+    with ThreadPoolExecutor(3) as jobs:
+        for script, (batch, packed) in CASES.items():
+            for ranks in (2, 1):
+                submitted[script, ranks] = jobs.submit(train, script, folder / f"{script}-{ranks}", data[packed],
+                                                       tokenizer_dir, batch, ranks)
+        yield submitted
+
+
+@pytest.mark.parametrize("script", CASES)
+def test_context_parallel_ranks_train_as_one_process(script, runs):
+    two, one = (runs[script, ranks].result() for ranks in (2, 1))
     assert len(one) == len(two) == ITERATIONS and one[0][0] > one[1][0] > 0
     for (loss, norm), (expected_loss, expected_norm) in zip(two, one, strict=True):
         assert loss == pytest.approx(expected_loss, rel=2e-5)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -335,12 +336,16 @@ def test_who_leaves_is_cancelled(server, stream):
                        % (CHAT.encode(), len(body), body))
     wait_for(lambda: len(server.engine.requests) == 2)
     if stream:
-        connection.recv(10)
+        connection.settimeout(20)
+        seen = b""
+        while not re.search(rb'"content":"[^"]', seen):
+            seen += connection.recv(1000) or pytest.fail("the stream has ended")
     connection.close()
     wait_for(lambda: len(server.engine.ended) == 2)
     assert {end.reason for end in server.engine.ended} == {"cancelled"}
     wait_for(lambda: server.lines)
     assert server.lines[0].endswith(" s, 2 cancelled")
+    assert not stream or " 0 new" not in server.lines[0]
     wait_for(lambda: not server.hub._queues)
 
 

@@ -118,4 +118,5 @@ def test_a_killed_rank_ends_the_server(folder, tp, pp, rank):
     os.kill(job.rank(rank), signal.SIGKILL)
     status, out = job.end()
     assert time.monotonic() - killed < 15 and status == 1
-    assert f"rank {rank} was ended by signal 9" in out
+    # what comes first: the launcher's word about the rank, or that of one that waited for it
+    assert f"rank {rank} was ended by signal 9" in out or re.search(rf"rank {rank} \(pid \d+\) died while", out)

@@ -18,6 +18,7 @@ from mindspeed_llm.checkpoint import open_checkpoint
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.core.structure import model_specs
 from mindspeed_llm.data.tokenizer import load_tokenizer
+from mindspeed_llm.kernels import cpu
 from mindspeed_llm.training.loss_scale import GROWTH_INTERVAL, LossScale
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_documents
 
@@ -139,6 +140,19 @@ def test_bf16_follows_fp32(train, capsys):
     found = losses(capsys.readouterr().out)
     assert found[10:] != found[:10]
     np.testing.assert_allclose(found[10:], found[:10], rtol=0.02)
+
+
+def test_without_a_compiler_bf16_trains_on_the_reference_and_says_so(train, monkeypatch, capsys):
+    train("--train-iters", 2, "--bf16")
+    expected = losses(capsys.readouterr().out)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(cpu, "_module", None)
+    train("--train-iters", 2, "--bf16")
+    output = capsys.readouterr().out
+    (said,) = re.findall(r"kernels: cpu backend not available \((.*)\): using reference\n", output)
+    assert "no-such-compiler" in said
+    assert "kernels: reference computes bf16 in fp32 on CPU and rounds the results\n" in output
+    np.testing.assert_allclose(losses(output), expected, rtol=0.01)
 
 
 def test_bf16_resumes_from_masters(train, tmp_path):

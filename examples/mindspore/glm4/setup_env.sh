@@ -58,6 +58,7 @@ if [[ "$(cat "$mark" 2>/dev/null || true)" != "$wanted" ]]; then
 fi
 
 if on_cpu; then
-    python -m mindspeed_llm.kernels.cpu.build --quiet
+    # by its path: as a module of its package it would import MindSpore first, which takes seconds
+    python -P "$REPO_DIR/mindspeed_llm/kernels/cpu/build.py" --quiet
     python -m mindspeed_llm.runtime.shared_memory.build
 fi

@@ -1,6 +1,7 @@
 """Builds and loads the C++ kernels (see `runtime/cpp_build.py` for the cache).
 
-    python -m mindspeed_llm.kernels.cpu.build [--quiet]      build ahead of time, print one line
+    python -P mindspeed_llm/kernels/cpu/build.py [--quiet]   build ahead of time, print one line; with the checkout on
+                                                             PYTHONPATH. Imports MindSpore only to compile.
 """
 
 import os

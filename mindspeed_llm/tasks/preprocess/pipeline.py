@@ -107,13 +107,14 @@ def run(config: DataConfig) -> list[str]:
 
     start = time.monotonic()
     with _terminate_as_exception(), contextlib.ExitStack() as stack:
+        pool = stack.enter_context(_worker_pool(config, handler))
         stack.enter_context(_remove_new_folders(Path(config.output_prefix).parent))
         builders = {name: stack.enter_context(IndexedDatasetBuilder(prefix, dtype)) for name, prefix in names.items()}
         if config.pack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(
                 prefix=".packing-", dir=Path(config.output_prefix).parent))
             loose = {name: stack.enter_context(IndexedDatasetBuilder(Path(folder) / name)) for name in names}
-            tally = _write(config, handler, files, loose)
+            tally = _write(config, handler, pool, files, loose)
             _finalize(loose, tally, config)
             parts = {name: IndexedDataset(Path(folder) / name) for name in names}
             packed = pack(parts, builders, config.seq_length, tokenizer.pad_id)
@@ -121,7 +122,7 @@ def run(config: DataConfig) -> list[str]:
             logger.info("packed %d conversations into %d rows of %d tokens, %.1f%% of them used",
                         len(parts["input_ids"]), packed, config.seq_length, 100 * used / (packed * config.seq_length))
         else:
-            tally = _write(config, handler, files, builders)
+            tally = _write(config, handler, pool, files, builders)
         written = loose if config.pack else builders
         lengths = next(iter(written.values())).sizes
         _finalize(builders, tally, config)
@@ -139,14 +140,14 @@ def run(config: DataConfig) -> list[str]:
     return list(names.values())
 
 
-def _write(config: DataConfig, handler: Handler, files: list[Path],
+def _write(config: DataConfig, handler: Handler, pool: ProcessPoolExecutor | None, files: list[Path],
            builders: dict[str, IndexedDatasetBuilder]) -> Tally:
     """Encode all rows into the builders."""
     if config.n_subs > 1:
-        return _write_subs(config, files, builders)
+        return _write_subs(config, pool, files, builders)
     total, logged, start = Tally(), 0, time.monotonic()
     chunks = _chunks(_rows(files, handler))
-    with contextlib.closing(_encode_all(config, handler, chunks)) as encoded_chunks, \
+    with contextlib.closing(_encode_all(config, handler, pool, chunks)) as encoded_chunks, \
             tqdm(total=count_rows(files), unit=" rows", disable=None) as progress:
         for encoded in encoded_chunks:
             _add(builders, encoded)
@@ -166,7 +167,8 @@ def _add(builders: dict[str, IndexedDatasetBuilder], encoded: Encoded) -> None:
         builder.add_documents(tokens, lengths)
 
 
-def _write_subs(config: DataConfig, files: list[Path], builders: dict[str, IndexedDatasetBuilder]) -> Tally:
+def _write_subs(config: DataConfig, pool: ProcessPoolExecutor, files: list[Path],
+                builders: dict[str, IndexedDatasetBuilder]) -> Tally:
     """`--n-subs`: processes that each read, encode and write a run of rows; then all runs, in order."""
     rows = count_rows(files)
     if rows is None:
@@ -174,11 +176,10 @@ def _write_subs(config: DataConfig, files: list[Path], builders: dict[str, Index
     bounds = [rows * part // config.n_subs for part in range(config.n_subs + 1)]
     dtype = next(iter(builders.values())).dtype
     total = Tally()
-    with tempfile.TemporaryDirectory(prefix=".parts-", dir=Path(config.output_prefix).parent) as name, \
-            _worker_pool(config, min(config.workers, config.n_subs)) as executor:
+    with tempfile.TemporaryDirectory(prefix=".parts-", dir=Path(config.output_prefix).parent) as name:
         folder = Path(name)
         try:
-            parts = [executor.submit(_write_sub, config, files, bounds[part:part + 2], dtype, folder, part)
+            parts = [pool.submit(_write_sub, config, files, bounds[part:part + 2], dtype, folder, part)
                      for part in range(config.n_subs)]
             for part, result in enumerate(parts):
                 written, tally = result.result()
@@ -188,6 +189,7 @@ def _write_subs(config: DataConfig, files: list[Path], builders: dict[str, Index
                 logger.info("part %d of %d: %d rows", part + 1, config.n_subs, tally.rows)
         except BaseException:
             (folder / STOP).touch()  # the other parts need not be finished
+            pool.shutdown(wait=True, cancel_futures=True)  # nobody writes into the folder any more
             raise
     return total
 
@@ -244,27 +246,37 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _encode_all(config: DataConfig, handler: Handler, chunks: Iterator[list[Row]]) -> Iterator[Encoded]:
-    """Encoded chunks in the order of the chunks, by `config.workers` processes (1: in this one)."""
-    if config.workers == 1:
+def _encode_all(config: DataConfig, handler: Handler, pool: ProcessPoolExecutor | None,
+                chunks: Iterator[list[Row]]) -> Iterator[Encoded]:
+    """Encoded chunks in the order of the chunks, by the pool's processes (None: in this one)."""
+    if pool is None:
         for chunk in chunks:
             yield encode_chunk(handler, chunk)
         return
     waiting: deque = deque()
-    with _worker_pool(config, config.workers) as executor:
-        for chunk in itertools.chain(chunks, [None]):
-            if chunk is not None:
-                waiting.append(executor.submit(_encode_in_worker, chunk))
-            # a few chunks per worker in flight keep all busy and bound the memory
-            while waiting and (chunk is None or len(waiting) >= 3 * config.workers):
-                yield waiting.popleft().result()
+    for chunk in itertools.chain(chunks, [None]):
+        if chunk is not None:
+            waiting.append(pool.submit(_encode_in_worker, chunk))
+        # a few chunks per worker in flight keep all busy and bound the memory
+        while waiting and (chunk is None or len(waiting) >= 3 * config.workers):
+            yield waiting.popleft().result()
 
 
 @contextlib.contextmanager
-def _worker_pool(config: DataConfig, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # spawn: a forked copy of a process with running threads (arrow, tokenizers) may lock up
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (config,))
+def _worker_pool(config: DataConfig, handler: Handler) -> Iterator[ProcessPoolExecutor | None]:
+    """`--workers` processes, or None where this one does the work alone."""
+    workers = min(config.workers, config.n_subs) if config.n_subs > 1 else config.workers
+    if workers == 1 and config.n_subs <= 1:
+        yield None
+        return
+    # A copy of this process has the tokenizer already. But a lock that another thread holds is locked in the copy for
+    # ever: where there are threads, the workers start afresh.
+    forked = _is_alone()
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("fork" if forked else "spawn"), _start_worker,
+                                   (config, handler if forked else None))
     try:
+        if forked:
+            executor.submit(int)  # fork all of them now, before reading starts threads
         yield executor
     except BrokenProcessPool:
         raise UserError(
@@ -273,16 +285,25 @@ def _worker_pool(config: DataConfig, workers: int) -> Iterator[ProcessPoolExecut
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _is_alone() -> bool:
+    """Whether this process is known to have a single thread, those of libraries counted."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
 _worker_handler: Handler | None = None
 
 
-def _start_worker(config: DataConfig) -> None:
+def _start_worker(config: DataConfig, handler: Handler | None) -> None:
     global _worker_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops the pool
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type)
-    _worker_handler = build_handler(config, tokenizer)
+    _worker_handler = handler or build_handler(
+        config, load_tokenizer(config.tokenizer_name_or_path, config.tokenizer_type))
 
 
 def _leave_with_parent(parent: int) -> None:

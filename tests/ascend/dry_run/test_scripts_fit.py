@@ -19,14 +19,13 @@ GIB = 2**30
 LIVE, RESERVED = 54 * GIB, 60 * GIB
 
 
+@pytest.mark.full   # a full-size iteration takes half a minute
 @pytest.mark.parametrize("script, ranks, rank", [
     *((script, 8, rank) for rank in (0, 4) for script in ("pretrain_glm4_9b_4k", "pretrain_glm4_9b_8k",
                                                           "pretrain_glm4_9b_32k", "tune_glm4_9b_32k_full", "dpo_glm4_9b_8k")),
     *((script, 8, 0) for script in ("tune_glm4_9b_4k_lora", "tune_glm4_9b_32k_lora")),
     ("pretrain_glm4_32b", 16, 4)])  # of its eight stages, the third keeps most
-def test_a_stage_of_a_script_fits(script, ranks, rank, request, simulation, tmp_path):
-    if not request.config.getoption("--full"):
-        pytest.skip("a full-size iteration takes half a minute: --full runs it")
+def test_a_stage_of_a_script_fits(script, ranks, rank, simulation, tmp_path):
     flags = tmp_path / "flags"
     environment = {**os.environ, "PATH": f"{HERE / 'bin'}{os.pathsep}{os.environ['PATH']}", "DRY_RUN_FLAGS": str(flags),
                    "CKPT_LOAD_DIR": "", "REF_MODEL_DIR": "unread", "LOG_ROOT": str(tmp_path / "logs")}

@@ -186,7 +186,7 @@ class _Api:
             self._metrics.finished.labels(reason).inc()
         usage = job.usage
         self._say(f"{job.name}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} known), "
-                  f"{usage.completion_tokens} new, {seconds:.2f} s, "
+                  f"{job.new_tokens} new, {seconds:.2f} s, "
                   + ", ".join(reason if count == 1 else f"{count} {reason}" for reason, count in Counter(reasons).items()))
 
 

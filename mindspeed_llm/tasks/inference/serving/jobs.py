@@ -35,6 +35,11 @@ class Job:
         self.reasons: list[str] = []
         self.first_token_at: float | None = None
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of all answers so far; `usage` has those of answers that have ended."""
+        return sum(reader.tokens for _, reader in self._readers.values())
+
     def _take(self, event: Event, hub: Hub) -> tuple[int, Delta, str | None]:
         """What an event says: of which answer, what is new, and why it ends if it does."""
         index, reader = self._readers[event.name]
