@@ -1,8 +1,8 @@
 """MMLU 5-shot, questions per second: evaluation.py's runner against lm-evaluation-harness with Hugging Face on PyTorch,
 and whether both, and our model within the harness, give the same answers question by question.
 
-    python benchmarks/evaluation_speed.py --peer-python path/to/venv/bin/python --mmlu path/to/mmlu --load path/to/mcore \
-        --hf path/to/hf --dtype fp32 --subjects 4 --questions 50
+    python benchmarks/evaluation_speed.py --peer-python path/to/venv/bin/python --mmlu path/to/mmlu \
+        --load path/to/mcore --hf path/to/hf --dtype fp32 --subjects 4 --questions 50
 
 --mmlu holds dev/ and test/ in the original layout; --hf is a directory of a native Hugging Face layout (with
 tokenizer.json) and --load the checkpoint that convert_ckpt.py made of it. Without both, a random model of the size of
@@ -11,7 +11,8 @@ PyTorch and this project's requirements, in one call: pip install -r requirement
 'lm_eval[hf]==0.4.13'.
 
 Two worker processes take turns, ours, theirs, ours, ...: a turn answers all questions; loading is not counted, making
-prompts and cutting them into tokens is. --agreement adds a turn of `mindspeed_llm` as a model of the harness.
+prompts and cutting them into tokens is. --isa limits both sides to an instruction set, as in train_step.py. --agreement
+is one turn of each and one of `mindspeed_llm` as a model of the harness, and compares the answers alone.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from train_step import BENCH, ROOT, compared, settings
+from train_step import BENCH, LIMITS, ROOT, compared, settings
 
 HEADER = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 FORM = "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
@@ -31,11 +32,15 @@ FORM = "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD
 
 def subjects_of(options):
     """The subjects that are asked, each with at most --questions."""
+    return all_subjects(options.mmlu, options.questions)[:options.subjects]
+
+
+def all_subjects(mmlu, questions=None):
+    """All of MMLU, or at most so many questions of each subject."""
     sys.path.insert(0, str(ROOT))
     from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
     from mindspeed_llm.tasks.evaluation.question_files import Source
-    source = Source(Path(options.mmlu) / "test", 5, options.questions)
-    return TASKS["mmlu"].read(source)[:options.subjects]
+    return TASKS["mmlu"].read(Source(Path(mmlu) / "test", 5, questions))
 
 
 def write_harness_tasks(folder: Path, options) -> None:
@@ -97,7 +102,7 @@ def peer(options):
     from lm_eval.models.huggingface import HFLM
     torch.set_num_threads(options.threads)
     return harness(options, HFLM(pretrained=options.hf, dtype={"fp32": "float32", "bf16": "bfloat16"}[options.dtype],
-                                 batch_size=options.batch, device="cpu"))
+                                 batch_size=options.peer_batch, device="cpu"))
 
 
 def bridge(options):
@@ -127,13 +132,17 @@ def make_model(options) -> None:
     from transformers import GlmConfig, GlmForCausalLM
 
     sys.path.insert(0, str(ROOT))
-    from mindspeed_llm.data.tokenizer import GLM4_PREFIX, GLM4_SPECIAL_TOKENS, bpe_from_ranks
+    from mindspeed_llm.data.tokenizer import GLM4_PREFIX, GLM4_SPECIAL_TOKENS
     from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe
-    texts = [question.text for subject in subjects_of(options) for question in subject.questions]
+    from tests.data.rank_bpe import bpe_from_ranks
+    # of all questions: the fewer a tokenizer has seen, the longer it makes the others
+    texts = ["\n".join([question.text, *question.options]) for subject in all_subjects(options.mmlu)
+             for question in subject.questions]
     backend = bpe_from_ranks(train_tiktoken_bpe(texts, BENCH["padded_vocab_size"] - 64))
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in GLM4_SPECIAL_TOKENS])
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{' '.join(GLM4_PREFIX)} $A", special_tokens=[(name, backend.token_to_id(name)) for name in GLM4_PREFIX])
+        single=f"{' '.join(GLM4_PREFIX)} $A",
+        special_tokens=[(name, backend.token_to_id(name)) for name in GLM4_PREFIX])
     end = backend.token_to_id("<|endoftext|>")
     torch.manual_seed(3)
     model = GlmForCausalLM(GlmConfig(
@@ -141,8 +150,8 @@ def make_model(options) -> None:
         intermediate_size=BENCH["ffn_hidden_size"], num_hidden_layers=BENCH["num_layers"],
         num_attention_heads=BENCH["num_attention_heads"],
         num_key_value_heads=BENCH["num_query_groups"], head_dim=BENCH["kv_channels"], rms_norm_eps=1.5625e-07,
-        attention_bias=True, max_position_embeddings=8192, tie_word_embeddings=False, pad_token_id=end, eos_token_id=end,
-        initializer_range=0.04,
+        attention_bias=True, max_position_embeddings=8192, tie_word_embeddings=False, pad_token_id=end,
+        eos_token_id=end, initializer_range=0.04,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}))
     model.save_pretrained(options.hf)
     backend.save(str(Path(options.hf) / "tokenizer.json"))
@@ -169,12 +178,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--questions", type=int, help="at most so many of each subject (default: all)")
-    parser.add_argument("--batch", type=int, default=16, help="questions (the peer: sequences) in a forward pass")
+    parser.add_argument("--batch", type=int, default=16, help="questions in a forward pass")
+    parser.add_argument("--peer-batch", type=int, default=1, help="the peer's sequences in a forward pass")
+    parser.add_argument("--isa", choices=LIMITS, help="as on a processor that has nothing newer")
     parser.add_argument("--steps", type=int, default=3, help="turns that count; two more warm up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--agreement", action="store_true", help="our model within the harness too")
+    parser.add_argument("--agreement", action="store_true", help="compare the answers alone")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.set_defaults(isa=None)
     options = parser.parse_args()
     options.work, options.mmlu = os.path.abspath(options.work), os.path.abspath(options.mmlu)
     if options.worker == "make_model":
@@ -202,28 +212,48 @@ def take_turns(options) -> None:
     jobs = {name: subprocess.Popen(command(name, python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                    env=environment) for name, python in sides.items()}
     results = {name: [] for name in jobs}
-    for turn in range(options.steps + 2):
+    for _ in range(1 if options.agreement else options.steps + 2):
         for name, job in jobs.items():
-            if name != "bridge" or turn == 0:
-                job.stdin.write("turn\n")
-                job.stdin.flush()
-                results[name].append(json.loads(job.stdout.readline()))
+            job.stdin.write("turn\n")
+            job.stdin.flush()
+            results[name].append(json.loads(job.stdout.readline()))
     for job in jobs.values():
         job.stdin.close()
         job.wait()
-    agreed = results.pop("bridge", None)
-    medians, speed = compared(results)
-    count = len(results["ours"][0]["log_probs"])
-    for name, median in medians.items():
-        print(f"{name}: median {median:.2f} s, {count / median:.2f} questions/s")
-    print(f"{options.dtype}, {count} questions in {options.subjects} subjects, batch {options.batch}: {speed}")
-    wanted = results["ours"][-1]["log_probs"]
-    others = {"peer": results["peer"][-1]["log_probs"]} | ({"bridge": agreed[0]["log_probs"]} if agreed else {})
-    for name, found in others.items():
-        same = sum(max(range(4), key=a.__getitem__) == max(range(4), key=b.__getitem__)
-                   for a, b in zip(wanted, found, strict=True))
-        gap = max(abs(x - y) for a, b in zip(wanted, found, strict=True) for x, y in zip(a, b, strict=True))
-        print(f"ours and {name}: {same} of {count} answers are the same, log-probabilities differ by {gap:.2e} at most")
+    answers = {name: turns[-1]["log_probs"] for name, turns in results.items()}
+    (Path(options.work) / f"answers_{options.dtype}.json").write_text(json.dumps(answers))
+    wanted = answers.pop("ours")
+    count = len(wanted)
+    print(f"{options.isa or 'all instructions'}, {options.dtype}, {count} questions in {options.subjects} subjects, "
+          f"batch {options.batch}, the peer's {options.peer_batch}")
+    if not options.agreement:
+        medians, speed = compared(results)
+        for name, median in medians.items():
+            print(f"{name}: median {median:.2f} s, {count / median:.2f} questions/s")
+        print(speed)
+    print(f"ours chooses A, B, C, D {[list(map(choice, wanted)).count(letter) for letter in range(4)]} times")
+    for name, found in answers.items():
+        print(f"ours and {name}: {agreement(wanted, found)}")
+    exact = Path(options.work) / "answers_fp32.json"
+    if options.dtype != "fp32" and exact.exists():  # of the same command in fp32
+        exact = json.loads(exact.read_text())["ours"]
+        for name, found in {"ours": wanted, **answers}.items():
+            print(f"fp32 and {name}: {agreement(exact, found)}")
+
+
+def choice(log_probs) -> int:
+    """The likeliest of a question's options; of equals the first."""
+    return max(range(len(log_probs)), key=log_probs.__getitem__)
+
+
+def agreement(first, second) -> str:
+    """How alike two lists of log-probabilities are, question by question."""
+    pairs = list(zip(first, second, strict=True))
+    gap = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    doubts = [a[choice(a)] - a[choice(b)] for a, b in pairs if choice(a) != choice(b)]
+    told = (f"{len(pairs) - len(doubts)} of {len(pairs)} answers are the same, log-probabilities differ by {gap:.2e} at "
+            "most")
+    return told + (f"; where the answers differ, the two options do by {max(doubts):.2e} at most" if doubts else "")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--column", default="text")
     parser.add_argument("--size-mb", type=int, default=1000)
     parser.add_argument("--tokenizer")
-    parser.add_argument("--format", default=".jsonl", choices=READERS)
+    parser.add_argument("--format", nargs="+", choices=READERS, help="default: all, with a tokenizer .jsonl")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
             if size < 20e6:
                 rows.append({arguments.column: row[arguments.column]})
                 size += len(row[arguments.column])
-    for ending in [arguments.format] if arguments.tokenizer else READERS:
+    for ending in arguments.format or ([".jsonl"] if arguments.tokenizer else READERS):
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as name:
             file = Path(name) / f"rows{ending}"
             write(file, rows, arguments.column, ending, arguments.size_mb * 1_000_000)

@@ -4,8 +4,9 @@
 
 The step is that of benchmarks/train_step.py. Every primitive of the CPU backend is timed from outside; "other" is what
 remains of the step: MindSpore, the tape, Python. Limits: the product of 2048 x 2048 matrices in the step's dtype, and a
-sum that reads and writes 256 MB by all threads. Products and attention are given as a share of the first; the rest of the kernels move
-memory, and how much each must move is in benchmarks/kernels/kernels.py. --isa avx2 (or another) shows
+sum that reads and writes 256 MB by all threads. Both are measured once after every step, because a shared machine is not
+equally fast all the time, and medians are printed. Products and attention are given as a share of the first; the other
+kernels move memory, and how much each must move is in benchmarks/kernels/kernels.py. --isa avx2 (or another) shows
 the step on another instruction set than the processor's best, --adapters one that trains low-rank adapters only
 (benchmarks/lora_step.py).
 """
@@ -60,8 +61,8 @@ def operations(name: str, arguments) -> float:
     return 0.0
 
 
-def limits(dtype: str) -> tuple[float, float]:
-    """(GFLOP/s of a square product, GB/s read and written by a sum)."""
+def limits(dtype: str):
+    """What reaches the machine's limits, `{name: (function, its operations or bytes)}`."""
     from mindspore import Tensor
 
     from mindspeed_llm import kernels
@@ -70,14 +71,16 @@ def limits(dtype: str) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     square = Tensor(rng.standard_normal((2048, 2048), np.float32)).astype(device.dtype(dtype))
     big = Tensor(np.ones(1 << 25, np.float32))
-    times = {"product": [], "sum": []}
-    for _ in range(7):
-        for name, run in (("product", lambda: kernels.primitives().linear_fwd(square, square, None)),
-                          ("sum", lambda: cpu.add(big, big))):
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-    return 2 * 2048 ** 3 / min(times["product"]) / 1e9, 2 * big.size * 4 / min(times["sum"]) / 1e9
+    product, add = kernels.primitives().linear_fwd, cpu.add
+    return {"product": (lambda: product(square, square, None), 2 * 2048 ** 3),
+            "sum": (lambda: add(big, big), 2 * big.size * 4)}
+
+
+def seconds_of(function) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -92,31 +95,30 @@ def main() -> None:
     stages = train_step.ours(data, options, lora_step.adapters() if options.adapters else None)
     next(stages)
     from mindspeed_llm.kernels import cpu
-    rate, bandwidth = limits(options.dtype)
+    limit = limits(options.dtype)
     clock = Clock()
     for name in (*cpu.PRIMITIVES, "attention_fwd", "attention_bwd", "sum_squares", "low_rank_fwd", "low_rank_dgrad"):
         setattr(cpu, name, clock.wrap(name, getattr(cpu, name)))
     step = next(stages)
-    for _ in range(2):
-        step()
-    clock.reset()
-    seconds = []
-    for _ in range(options.steps):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    whole = statistics.mean(seconds)
-    clock.seconds["other"] = sum(seconds) - sum(clock.seconds.values())
-    print(f"{cpu.instruction_set()}, {options.dtype} {options.batch} x {options.seq}: step {whole * 1e3:.1f} ms; limits: "
-          f"product {rate:.0f} GFLOP/s, sum {bandwidth:.1f} GB/s")
+    found = {name: [] for name in ("step", "other", *limit)}
+    for turn in range(options.steps + 2):
+        clock.reset()
+        spent = {"step": seconds_of(step), **{name: seconds_of(run) for name, (run, _) in limit.items()}}
+        spent |= clock.seconds | {"other": spent["step"] - sum(clock.seconds.values())}
+        if turn >= 2:  # the first two warm up
+            for name, seconds in spent.items():
+                found.setdefault(name, []).append(seconds)
+    median = {name: statistics.median(seconds) for name, seconds in found.items()}
+    whole = median.pop("step")
+    rate, bandwidth = (limit[name][1] / median.pop(name) / 1e9 for name in ("product", "sum"))
+    print(f"{cpu.instruction_set()}, {options.dtype} {options.batch} x {options.seq}: step {whole * 1e3:.1f} ms; "
+          f"limits: product {rate:.0f} GFLOP/s, sum {bandwidth:.1f} GB/s")
     print(f"{'kernel':22} {'ms':>8} {'calls':>6} {'share':>6} {'GFLOP/s':>8} {'of limit':>8}")
-    for name, spent in clock.seconds.most_common():
+    for name, spent in sorted(median.items(), key=lambda item: -item[1]):
         done = clock.operations[name] / spent / 1e9
         speed = f"{done:8.0f} {done / rate:8.0%}" if done else ""
-        print(f"{name:22} {spent / options.steps * 1e3:8.2f} {clock.calls[name] // options.steps:6} "
-              f"{spent / sum(seconds):6.1%} {speed}".rstrip())
-    share = sum(clock.seconds[name] for name in PRODUCTS) / sum(seconds)
-    print(f"products (linear layers): {share:.1%} of the step")
+        print(f"{name:22} {spent * 1e3:8.2f} {clock.calls[name]:6} {spent / whole:6.1%} {speed}".rstrip())
+    print(f"products (linear layers): {sum(median[name] for name in PRODUCTS) / whole:.1%} of the step")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,16 @@ kernels, PyTorch's own, its oneDNN and its MKL. What a side does not know it ign
 
 In bf16 the peer keeps parameters, gradients and AdamW's moments in bf16, ours gradients, moments and a master copy of the
 parameters in fp32. --peer-masters gives the peer the same: fp32 parameters and state, bf16 arithmetic by autocast.
+
+--limit is for a peer that may not end: PyTorch has no fast bf16 product below AVX-512. A side that has not done its turn
+after so many seconds is given up, and the other goes on alone.
 """
 
 import argparse
 import json
 import os
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -223,36 +227,45 @@ def side_options(parser: argparse.ArgumentParser, work) -> argparse.Namespace:
     return options
 
 
-def alternate(program: Path, options: argparse.Namespace, sides=("ours", "peer")) -> dict[str, list[dict]]:
+def alternate(program: Path, options: argparse.Namespace, sides=("ours", "peer"),
+              limit: float | None = None) -> dict[str, list[dict]]:
     """Run `program --worker ours` and so on and let them take turns: every worker's results, in order.
 
-    The first two turns warm up. `peer` runs in its own environment.
+    The first two turns warm up. `peer` runs in its own environment. A worker whose turn takes over `limit` seconds is
+    given up, and has no results.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "inputs.npz"
         write_inputs(data, options.batch, options.seq)
-        return _take_turns(program, options, data, sides)
+        return _take_turns(program, options, data, sides, limit)
 
 
 def compared(results: dict[str, list[dict]]) -> tuple[dict[str, float], str]:
-    """Median seconds of both sides after the warm-up, and our speed in the peer's."""
-    seconds = {name: [result["seconds"] for result in found[2:]] for name, found in results.items()}
+    """Median seconds of both sides after the warm-up, and our speed in the peer's, if neither was given up."""
+    seconds = {name: [result["seconds"] for result in found[2:]] for name, found in results.items() if found}
     medians = {name: statistics.median(found) for name, found in seconds.items()}
+    if len(medians) < len(results):
+        return medians, "nothing to compare"
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["peer"])]
     return medians, (f"ours is {medians['peer'] / medians['ours']:.2f}x the peer's speed (pairs "
                      f"{min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def _take_turns(program: Path, options: argparse.Namespace, data: Path, sides) -> dict[str, list[dict]]:
+def _take_turns(program: Path, options: argparse.Namespace, data: Path, sides, limit) -> dict[str, list[dict]]:
     environment = {**os.environ, **settings(options)}
     jobs = {name: subprocess.Popen([python, program, *sys.argv[1:], "--worker", name, "--data", str(data)],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
             for name in sides for python in [options.peer_python if name == "peer" else sys.executable]}
     results = {name: [] for name in jobs}
     for _ in range(options.steps + 2):
-        for name, job in jobs.items():
+        for name, job in list(jobs.items()):
             job.stdin.write("step\n")
             job.stdin.flush()
+            if limit and not select.select([job.stdout], [], [], limit)[0]:
+                jobs.pop(name).kill()
+                results[name].clear()
+                print(f"{name}: over {limit:g} s, its start included: given up")
+                continue
             results[name].append(json.loads(job.stdout.readline()))
     for job in jobs.values():
         job.stdin.close()
@@ -263,18 +276,21 @@ def _take_turns(program: Path, options: argparse.Namespace, data: Path, sides) -
 def main() -> None:
     parser = step_options(__doc__, steps=8)
     parser.add_argument("--peer-masters", action="store_true", help="bf16: fp32 parameters and autocast for the peer")
+    parser.add_argument("--limit", type=float, help="seconds after which a side that has not done its turn is given up")
     options = side_options(parser, lambda options: work(options, {"ours": ours, "peer": peer}))
     if options.peer_masters and options.dtype != "bf16":
         parser.error("--peer-masters needs --dtype bf16: in fp32 there is no other copy of the parameters")
-    results = alternate(Path(__file__), options)
+    results = alternate(Path(__file__), options, limit=options.limit)
     medians, speed = compared(results)
     tokens = options.batch * options.seq
-    for name, found in results.items():
-        print(f"{name}: median {medians[name] * 1000:.1f} ms, {tokens / medians[name]:.0f} tokens/s, peak "
-              f"{found[-1]['peak_mb']:.0f} MB, first loss {found[0]['loss']:.6f}, last {found[-1]['loss']:.6f}")
+    for name, median in medians.items():
+        found = results[name]
+        print(f"{name}: median {median * 1000:.1f} ms, {tokens / median:.0f} tokens/s, peak {found[-1]['peak_mb']:.0f} MB, "
+              f"first loss {found[0]['loss']:.6f}, last {found[-1]['loss']:.6f}")
+    memory = [found[-1]["peak_mb"] for found in results.values() if found]
     print(f"{options.isa or 'all instructions'}, {options.dtype} {options.batch} x {options.seq}"
-          f"{' forward' if options.forward_only else ''}: {speed}, memory "
-          f"{results['ours'][-1]['peak_mb'] / results['peer'][-1]['peak_mb']:.2f}x")
+          f"{' forward' if options.forward_only else ''}: {speed}"
+          f"{f', memory {memory[0] / memory[1]:.2f}x' if len(memory) == 2 else ''}")
 
 
 if __name__ == "__main__":

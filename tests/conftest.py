@@ -15,8 +15,8 @@ ON_RANKS = ("tests/distributed/test_adapters.py", "tests/distributed/test_behavi
             "tests/distributed/test_half_precision.py",
             "tests/distributed/test_layer_parity.py", "tests/distributed/test_parallel_inference.py",
             "tests/distributed/test_parity.py", "tests/distributed/test_pool.py",
-            "tests/distributed/test_preference_parity.py", "tests/distributed/test_validation_samples.py", "tests/runtime/test_shared_memory.py",
-            "tests/scripts/test_documented_blocks.py")
+            "tests/distributed/test_preference_parity.py", "tests/distributed/test_validation_samples.py",
+            "tests/runtime/test_shared_memory.py", "tests/scripts/test_documented_blocks.py")
 # What tests/run.sh starts first, so that its processes end at about the same time: whole jobs take longest.
 LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_sets.py",
            "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",

@@ -248,8 +248,9 @@ class InferenceConfig:
     num_beams: int = option(4, Flag(
         kind.integer(1), INFERENCE, "beams of beam_search and beam_search_with_sampling"))
     hf_chat_template: bool = option(False, Flag(
-        kind.switch(), INFERENCE, "write conversations with the Jinja template in the tokenizer's directory "
-        "(chat_template.jinja, or tokenizer_config.json) instead of the one of --prompt-type"))
+        kind.switch(), INFERENCE + EVALUATION, "write conversations with the Jinja template in the tokenizer's "
+        "directory (chat_template.jinja, or tokenizer_config.json) instead of the one of --prompt-type",
+        fields=("inference.hf_chat_template", "evaluation.hf_chat_template")))
     add_eos_token: tuple[str, ...] = option((), Flag(
         kind.words(), INFERENCE, "more tokens that end an answer, by their text", default="none"))
     history_turns: int | None = option(None, Flag(
@@ -284,13 +285,15 @@ class EvaluationConfig:
         kind.choice("en", "zh"), EVALUATION + TRAIN, "language of the words around a question",
         default="the benchmark's (mmlu: en)"))
     no_chat_template: bool = False
+    hf_chat_template: bool = False
     broadcast: bool = option(False, Flag(
         kind.switch(), EVALUATION, "rank 0 reads the questions and sends them to the others"))
     alternative_prompt: bool = option(False, Flag(kind.switch(), EVALUATION + TRAIN, "the second form of the prompt"))
     chain_of_thought: bool = option(False, Flag(
         kind.switch(), EVALUATION + TRAIN, "examples show the way to the answer, and the model writes it too (gsm8k, bbh)"))
     origin_postprocess: bool = option(False, Flag(
-        kind.switch(), EVALUATION + TRAIN, "written answers are read by MindSpeed-LLM's first rule of the benchmark"))
+        kind.switch(), EVALUATION + TRAIN, "answers are written, and read by MindSpeed-LLM's first rule of the "
+        "benchmark"))
     allow_code_execution: bool = option(False, Flag(
         kind.switch(), EVALUATION + TRAIN, "humaneval may run the programs that the model writes, on this machine"))
     output_dir: str | None = option(None, Flag(

@@ -10,8 +10,8 @@ from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.model import ModelConfig
 from mindspeed_llm.config.option import flag_name
 from mindspeed_llm.config.parallel import RING, ULYSSES, ParallelConfig, ulysses_divides
-from mindspeed_llm.config.training import (ConvertConfig, EvaluationConfig, OptimizerConfig, ProfileConfig,
-                                           TrainConfig)
+from mindspeed_llm.config.training import (ConvertConfig, EvaluationConfig, InferenceConfig, OptimizerConfig,
+                                           ProfileConfig, TrainConfig)
 
 
 def check_given(model: dict[str, Any], cli: dict[str, Any]) -> None:
@@ -244,15 +244,19 @@ def _check_inference(configs: Configs) -> None:
                             "it out")
     if inference.history_turns is not None and "chat" not in inference.task:
         raise UserError(f"--history-turns ({inference.history_turns}) is of --task chat: add that, or leave it out")
-    if inference.hf_chat_template and (inference.no_chat_template or configs.data.prompt_type):
-        other = "--no-chat-template" if inference.no_chat_template else f"--prompt-type ({configs.data.prompt_type})"
-        raise UserError(f"--hf-chat-template and {other} exclude each other: use one")
+    _check_chat_template(configs, inference)
     if inference.system_prompt and inference.no_chat_template:
         raise UserError("--system-prompt has its place in the chat template: leave out --no-chat-template, or put the "
                         "text into the prompt")
     if inference.tools and inference.no_chat_template:
         raise UserError(f"--tools ({inference.tools}) have their place in the chat template: leave out "
                         "--no-chat-template, or describe them in the prompt")
+
+
+def _check_chat_template(configs: Configs, job: InferenceConfig | EvaluationConfig) -> None:
+    if job.hf_chat_template and (job.no_chat_template or configs.data.prompt_type):
+        other = "--no-chat-template" if job.no_chat_template else f"--prompt-type ({configs.data.prompt_type})"
+        raise UserError(f"--hf-chat-template and {other} exclude each other: use one")
 
 
 def _check_evaluation(configs: Configs) -> None:
@@ -263,6 +267,7 @@ def _check_evaluation(configs: Configs) -> None:
     _require(configs.evaluation.task_data_path, "--task-data-path", "the directory of the benchmark's test files")
     _check_runnable(configs)
     _check_postprocess(configs.evaluation)
+    _check_chat_template(configs, configs.evaluation)
 
 
 def _check_postprocess(evaluation: EvaluationConfig) -> None:

@@ -26,6 +26,8 @@ _ROLES = {"function": "assistant"}
 class HfTemplate:
     """The chat template in a tokenizer's directory. Raises UserError or FileNotFoundError where none can be used."""
 
+    name = "hf"
+
     def __init__(self, directory: str) -> None:
         self._where, text, self._names = _find(Path(directory))
         self._compile(text)
@@ -53,6 +55,19 @@ class HfTemplate:
         prefix = tokenizer.bos_prefix
         return ids if ids[:len(prefix)] == prefix else prefix + ids
 
+    def encode_prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+        """The same as `encode_chat`; see `Template.encode_prompt`."""
+        return self.encode_chat(tokenizer, messages)
+
+    @property
+    def assistant(self) -> str:
+        """An answer after the prompt, `{content}` for its text, as `Template.assistant`: `\\n{content}` of glm4's."""
+        question = {"role": "user", "content": "?"}
+        asked = self._render([question])
+        whole = self._render([question, {"role": "assistant", "content": "{content}"}], asks=False)
+        begin = whole.removeprefix(asked).partition("{content}")[0] if whole.startswith(asked) else ""
+        return "{content}" if begin.strip() else begin + "{content}"
+
     def _compile(self, text: str) -> None:
         from jinja2 import TemplateError    # its library, only where it is used
         from jinja2.ext import loopcontrols
@@ -70,9 +85,9 @@ class HfTemplate:
         except TemplateError as problem:
             raise UserError(f"--hf-chat-template: the template in {self._where} is no Jinja: {problem}") from None
 
-    def _render(self, turns: list[dict], tools: list | None) -> str:
+    def _render(self, turns: list[dict], tools: list | None = None, asks: bool = True) -> str:
         try:
-            return self._template.render(messages=turns, tools=tools, documents=None, add_generation_prompt=True,
+            return self._template.render(messages=turns, tools=tools, documents=None, add_generation_prompt=asks,
                                          **self._names)
         except (self._error, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as problem:
             raise UserError(f"--hf-chat-template: the template in {self._where} does not take this conversation: "

@@ -195,6 +195,8 @@ ERRORS = [
     ("inference", "--hf-chat-template --no-chat-template",
      "--hf-chat-template and --no-chat-template exclude each other"),
     ("inference", "--hf-chat-template --prompt-type glm4", "and --prompt-type (glm4) exclude each other"),
+    ("evaluation", "--task-data-path d --hf-chat-template --no-chat-template",
+     "--hf-chat-template and --no-chat-template exclude each other"),
     ("inference", "--task serve --hf-chat-template", "--hf-chat-template is not for --task serve"),
     ("inference", "--history-turns 2", "--history-turns (2) is of --task chat"),
     ("inference", "--prompt a --prompt-file b.txt", "--prompt and --prompt-file (b.txt) exclude each other"),

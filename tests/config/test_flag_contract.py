@@ -211,6 +211,7 @@ EFFECTS = [
     ("evaluation", "--allow-code-execution", {"evaluation.allow_code_execution": True}),
     ("evaluation", "--compare a b", {"evaluation.compare": ("a", "b")}),
     ("evaluation", "--no-chat-template", {"evaluation.no_chat_template": True}),
+    ("evaluation", "--hf-chat-template", {"evaluation.hf_chat_template": True}),
     ("evaluation", "--broadcast", {"evaluation.broadcast": True}),
     ("evaluation", "--alternative-prompt", {"evaluation.alternative_prompt": True}),
     ("evaluation", "--output-dir o", {"evaluation.output_dir": "o"}),

@@ -71,6 +71,7 @@ def test_ids_are_those_of_the_same_form(glm_tokenizer, tmp_path, form, chat, sys
         found = HfTemplate(folder).encode_chat(glm_tokenizer, messages(chat, system))
         assert glm_tokenizer.decode(found, skip_special=False) == glm_tokenizer.decode(expected, skip_special=False)
         assert found == expected
+        assert HfTemplate(folder).assistant == get_template(form).assistant
 
 
 def test_what_templates_find(glm_tokenizer, tmp_path):

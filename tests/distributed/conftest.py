@@ -30,12 +30,12 @@ def half_records(ranks, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def half_row(ranks, half_records):
-    """`half_row(row)`: per rank the distances of a half-precision row."""
+    """`half_row(row, order)`: per rank the distances of a half-precision row; `order` as for Trial."""
     measured = {}
 
-    def measure(row: Row) -> list[dict]:
-        if row.name not in measured:
+    def measure(row: Row, order: int = 1) -> list[dict]:
+        if (row.name, order) not in measured:
             folder = str(half_records(row.dtype))
-            measured[row.name] = ranks(row.world).run(f"{CASES}half_row", row.to_json(), folder)
-        return measured[row.name]
+            measured[row.name, order] = ranks(row.world).run(f"{CASES}half_row", row.to_json(), folder, order)
+        return measured[row.name, order]
     return measure

@@ -8,10 +8,10 @@ one process rounds it, and what is summed over ranks is fp32. Such rows are held
 (EXACT).
 
 Tensor parallelism rounds each rank's partial sum, ring attention each rank's partial attention. Two things can be asked
-of such a row. Where it is rounded depends on the TP and CP sizes only, and in which order replicas sum weight gradients
-on the DP size, so that the row's losses and gradient norms are, within SERIES, those of the plain layout with the same
-three sizes (`baseline`; with TP2 and AMX, DP2 moves the second gradient norm by 1e-9, by which one master rounds to the
-other bf16 number, which is 2e-4 in the third). And it is another draw of the noise that
+of such a row. Where it is rounded depends on the TP and CP sizes only, so that the row's losses and gradient norms are,
+within SERIES, those of the plain layout with the same two sizes (`baseline`), whose micro-batches are of the rows that
+replicas have together (`replicas`): a sum of weight gradients in another order moves a gradient norm by 1e-9, by which
+one master may round to the other bf16 number, which is 2e-4 in the next. And it is another draw of the noise that
 one process has against fp32 (`noise`, measured in the same run): independent draws of equal size are sqrt(2) apart, so
 a row's gradients may be GRADIENT_DRAWS times the noise away from one process or from fp32, its losses and gradient
 norms, which are the largest of a few single numbers and scatter more, SERIES_DRAWS times. A parameter after a step
@@ -78,12 +78,12 @@ def noise(one: Golden) -> Distances:
     return _distances(errors, one["adamw_losses"], one["adamw_grad_norms"], golden)
 
 
-def measure(row: Row, one: Golden) -> dict:
+def measure(row: Row, one: Golden, order: int = 1) -> dict:
     """What this rank sees, JSON-ready: `Distances` from `one` process in the same dtype and from `fp32`, and the series
-    of `losses` and `grad_norms`.
+    of `losses` and `grad_norms`. `order` as for Trial.
     """
     golden = Golden()
-    trial = Trial(golden, row.parallel, row.micro_batch, row.dtype, LOSS_SCALE[row.dtype])
+    trial = Trial(golden, row.parallel, row.micro_batch, row.dtype, LOSS_SCALE[row.dtype], order=order)
     optimizer = trial.take_sgd_step()
     parameter = 0.0
     for parameters in (chunk.parameters for chunk in trial.chunks):
@@ -124,13 +124,17 @@ def rounds(row: Row) -> bool:
     return parallel.tensor_model_parallel_size > 1 or ring
 
 
+def replicas(row: Row) -> int:
+    """Data-parallel replicas of a row that rounds; 1 of others, which differ from one process in sums of fp32 only."""
+    return row.parallel.data_parallel_size(row.world) if rounds(row) else 1
+
+
 def baseline(row: Row, rows: list[Row]) -> Row:
-    """The first of `rows` that rounds where `row` does and sums over as many replicas; `row` if there is none."""
+    """The first of `rows` that rounds where `row` does."""
     def place(other: Row) -> tuple:
         parallel = other.parallel
-        return (other.dtype, parallel.tensor_model_parallel_size, parallel.context_parallel_size,
-                parallel.data_parallel_size(other.world), rounds(other))
-    return next((other for other in rows if place(other) == place(row)), row)
+        return other.dtype, parallel.tensor_model_parallel_size, parallel.context_parallel_size, rounds(other)
+    return next(other for other in rows if place(other) == place(row))
 
 
 def _distances(grad_errors: dict[str, float], losses, norms, record: Golden, parameter: float = 0.0) -> Distances:

@@ -75,16 +75,14 @@ def generation(loaded: Loaded) -> dict:
     return result | {"chat": talk.turns}
 
 
-def benchmarks(folder: Path, flags: list[str]) -> dict:
+def benchmarks(folder: Path, flags: list[str], batch_size: int) -> dict:
     """Log-probabilities, answers and texts, by benchmark and subject: letters, choices of several tokens, written
     answers.
-
-    Under parallel sizes in batches of another size.
     """
     directories, found = write_all(Path(tempfile.mkdtemp(dir=folder))), {}
     for task, extra in (("mmlu", "--broadcast --num-shots 2"), ("hellaswag", ""), ("gsm8k", "--num-shots 2")):
-        given = [*flags, *extra.split(), "--evaluation-batch-size", "3" if flags else "1", "--max-new-tokens", "20",
-                 "--task", task]
+        given = [*flags, *extra.split(), "--evaluation-batch-size", str(batch_size), "--max-new-tokens", "20", "--task",
+                 task]
         given += ["--task-data-path", str(directories[task])] if task in directories else []
         found[task] = {result.name: {"log_probs": [question.log_probs for question in result.questions],
                                      "answers": [(question.prediction, question.text) for question in result.questions]}
@@ -144,11 +142,13 @@ def served(generator: Generator) -> dict:
             "alone": [generate(short, [request.prompt], request.config)[0].ids for request in requests]}
 
 
-def everything(folder: str, flags: str) -> dict | None:
-    """What rank 0 gets, of everything, in the `folder` that tests/inference/tiny_job.py writes."""
+def everything(folder: str, flags: str, batch_size: int) -> dict | None:
+    """What rank 0 gets, of everything, in the `folder` that tests/inference/tiny_job.py writes; benchmarks in batches of
+    so many questions.
+    """
     with patch.object(terminal, "HEARTBEAT", 0.1), patch.object(engines, "HEARTBEAT", 0.1):
         loaded = load(configs("inference", Path(folder), *flags.split()))
-        found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split()),
+        found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split(), batch_size),
                                       "served": served(loaded.generator())}
     return found if loaded.is_rank_0 else None
 

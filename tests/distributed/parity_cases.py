@@ -106,9 +106,9 @@ def row_with_bug(name: str, folder: str) -> dict:
     return _fp32(*with_bug(name), folder, BUG_STEPS)
 
 
-def half_row(sent: dict, folder: str) -> dict:
+def half_row(sent: dict, folder: str, order: int) -> dict:
     """Distances of a half-precision row."""
-    return _half(Row.from_json(sent), nullcontext(), folder)
+    return _half(Row.from_json(sent), nullcontext(), folder, order)
 
 
 def half_row_with_bug(name: str, folder: str) -> dict:
@@ -121,10 +121,10 @@ def _fp32(row: Row, bug: AbstractContextManager, folder: str, steps: int) -> dic
         return asdict(Trial(record_of(row, Path(folder)), row.parallel, row.micro_batch).errors(steps))
 
 
-def _half(row: Row, bug: AbstractContextManager, folder: str) -> dict:
+def _half(row: Row, bug: AbstractContextManager, folder: str, order: int = 1) -> dict:
     kernels.setup(row.dtype)
     with bug, _several_buckets():
-        return half_precision.measure(row, record_of(row, Path(folder)))
+        return half_precision.measure(row, record_of(row, Path(folder)), order)
 
 
 def _several_buckets() -> AbstractContextManager:

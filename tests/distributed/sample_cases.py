@@ -15,19 +15,19 @@ from mindspeed_llm.training import validation_samples
 from mindspeed_llm.training.loop import Trainer
 from mindspeed_llm.training.validation_samples import ValidationSamples
 from tests.distributed.scaling_cases import digests
-from tests.evaluation.layouts import write_lines
+from tests.evaluation.layouts import choice_rows, write_table
 from tests.training.tiny_job import SCHEDULE, SHAPE, write_ramps
 
-FLAGS = "--num-layers 4 --train-iters 4 --log-interval 100 --split 90,10,0 --eval-iters 1 --eval-interval 2"
+FLAGS = ("--num-layers 4 --train-iters 4 --log-interval 100 --split 90,10,0 --eval-iters 1 --eval-interval 2 "
+         "--max-position-embeddings 400")
 
 
 def write_job(folder: Path) -> None:
     """Data and tokenizer of all runs."""
     write_ramps(folder / "text")
     write_chatglm_tokenizer(folder / "tokenizer", train_tiktoken_bpe(["one two three four five"] * 4, 260))
-    write_lines(folder / "questions" / "val.jsonl", [
-        {"query": f"one {number}", "choices": ["two", "three four", "five", "six"], "gold": number % 4}
-        for number in range(5)])
+    for split in ("dev", "test"):
+        write_table(folder / "questions" / split / f"anatomy_{split}.csv", choice_rows(5))
 
 
 def run(folder: str, flags: str) -> dict:
@@ -55,7 +55,7 @@ def run(folder: str, flags: str) -> dict:
     train_step, say, put = Trainer.step, ValidationSamples.generate, TrainingBenchmark.run
     configs = parse("pretrain", [*SHAPE, *SCHEDULE, *FLAGS.split(), *flags.split(), "--data-path", f"{folder}/text",
                                  "--tokenizer-name-or-path", f"{folder}/tokenizer", "--no-chat-template"]
-                    + (["--task-data-path", f"{folder}/questions"] if "--eval-task" in flags else []))
+                    + (["--task-data-path", f"{folder}/questions/test"] if "--eval-task" in flags else []))
     with patch.object(Trainer, "step", step), patch.object(ValidationSamples, "generate", generate), \
             patch.object(TrainingBenchmark, "run", examine), patch.object(validation_samples, "NEW_TOKENS", 12), \
             patch.object(generator, "PASS_TOKENS", 5):

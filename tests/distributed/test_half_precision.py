@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from tests.distributed.conftest import CASES
-from tests.distributed.half_precision import baseline, excess, limits, noise, rounds
+from tests.distributed.half_precision import baseline, excess, limits, noise, replicas, rounds
 from tests.distributed.planted import PLANTED_HALF, with_bug
 from tests.distributed.rows import HALF_PRECISION_ROWS
 from tests.golden.reference import Golden
@@ -21,7 +21,8 @@ def one_process(half_records):
 def over_limits(half_row, one_process):
     """`over_limits(row, seen)`: what the ranks of `row` saw, every distance over its limit."""
     def look(row, seen):
-        return excess(row, seen, half_row(baseline(row, HALF_PRECISION_ROWS))[0], limits(row, one_process(row.dtype)))
+        plain = half_row(baseline(row, HALF_PRECISION_ROWS), replicas(row))[0]
+        return excess(row, seen, plain, limits(row, one_process(row.dtype)))
     return look
 
 

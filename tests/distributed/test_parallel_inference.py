@@ -15,15 +15,18 @@ CASES = {
 }
 
 
+BATCH_SIZES = (8, 3, 1, 3)    # of the benchmarks, case by case; one process takes one question at a time
+
+
 @pytest.fixture(scope="module")
 def results(ranks, tmp_path_factory):
     """(one process' results, {flags: four ranks' results})."""
     folder = tmp_path_factory.mktemp("parallel_inference")
     write_job(folder)
 
-    def on(world, flags):
-        return ranks(world).run("tests.distributed.inference_cases:everything", str(folder), flags)[0]
-    return on(1, ""), {flags: on(4, flags) for flags in CASES.values()}
+    def on(world, flags, batch_size):
+        return ranks(world).run("tests.distributed.inference_cases:everything", str(folder), flags, batch_size)[0]
+    return on(1, "", 1), {flags: on(4, flags, size) for flags, size in zip(CASES.values(), BATCH_SIZES, strict=True)}
 
 
 @pytest.mark.parametrize("case", CASES)

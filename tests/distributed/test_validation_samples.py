@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.sample_cases import write_job
 
-SAMPLES = "--eval-generate 3 --eval-task hellaswag --eval-task-interval 3 --evaluation-batch-size 2"
+SAMPLES = "--eval-generate 3 --eval-task mmlu --eval-task-interval 3 --evaluation-batch-size 2 --num-shots 1"
 TP, PP, CP = (f"--{kind}-parallel-size 2" for kind in ("tensor-model", "pipeline-model", "context"))
 LAYOUTS = {
     "TP2 PP2 sequence parallel, virtual": f"{TP} {PP} --sequence-parallel --num-layers-per-virtual-pipeline-stage 1",

@@ -12,6 +12,7 @@ import pytest
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.config.training import BENCHMARKS
+from mindspeed_llm.tasks.evaluation import extraction
 from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
 from mindspeed_llm.tasks.evaluation.job import EvaluationPlan, run
 from mindspeed_llm.tasks.evaluation.language_model import Likelihoods
@@ -20,6 +21,7 @@ from mindspeed_llm.tasks.evaluation.prompt_writer import Prompt
 from mindspeed_llm.tasks.evaluation.prompts import STANDARD, Question
 from mindspeed_llm.tasks.evaluation.question_files import Subject
 from mindspeed_llm.tasks.evaluation.runner import Answering, Runner
+from tests.data.test_hf_template import FORMS
 from tests.evaluation.layouts import write_all, write_lines
 from tests.inference.tiny_job import QUESTIONS, SUBJECTS, configs, write_job
 
@@ -115,6 +117,34 @@ def test_options_that_change_scores_or_not(folder, flags):
     scores = [np.array([question.log_probs for result in results for question in result.questions])
               for results in (plain, other)]
     assert (np.abs(scores[0] - scores[1]).max() < 1e-5) == (flags[0] != "--num-shots")
+
+
+# A question, and the letter of its answer after a space.
+PLAIN = "[gMASK]<sop>{{ messages[0].content }}{% if messages[1] %} {{ messages[1].content }}{% endif %}"
+
+
+def test_chat_template_of_the_tokenizer(folder):
+    """--hf-chat-template: the prompt is what the tokenizer's directory says it is."""
+    flags = ("--max-eval-samples", "2", "--num-shots", "1")
+    given = [run(configs("evaluation", folder, *flags, *more)) for more in (("--no-chat-template",), ())]
+    file, found = folder / "tokenizer" / "chat_template.jinja", []
+    for text in (PLAIN, FORMS["glm4"]):
+        file.write_text(text)
+        found.append(run(configs("evaluation", folder, *flags, "--hf-chat-template")))
+    file.unlink()
+    scores = [[question.log_probs for result in results for question in result.questions]
+              for results in (*given, *found)]
+    np.testing.assert_allclose(scores[2], scores[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores[3], scores[1], rtol=0, atol=1e-5)
+    assert np.abs(np.array(scores[0]) - scores[1]).max() > 1e-3
+
+
+def test_first_rule_of_mindspeed_llm_reads_written_answers(folder):
+    (result, _) = run(configs("evaluation", folder, "--origin-postprocess", "--max-eval-samples", "2", "--num-shots", "1",
+                              "--max-new-tokens", "4"))
+    for question in result.questions:
+        assert question.log_probs is None and question.text
+        assert question.prediction == extraction.letter_original(question.text, Question("", tuple("wxyz")))
 
 
 def test_prompts_that_are_too_long_lose_shots(folder, caplog):

@@ -2,6 +2,11 @@
 test.
 """
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +19,8 @@ from mindspeed_llm.tasks.evaluation.question_files import Source
 from tests.inference.tiny_job import configs, write_job
 
 pytest.importorskip("lm_eval")
+
+from mindspeed_llm.tasks.evaluation import harness  # noqa: E402
 
 
 def requests(*arguments):
@@ -76,3 +83,22 @@ def test_unknown_arguments():
     from mindspeed_llm.tasks.evaluation.harness import HarnessModel
     with pytest.raises(UserError, match="--model_args pretrained is not known"):
         HarnessModel(load="x", tokenizer="y", pretrained="z")
+
+
+def test_command_of_the_harness_finds_the_model(folder, tmp_path):
+    """`lm_eval --model mindspeed_llm`, as it is installed: the file of a task without questions enters the model."""
+    plug = Path(harness.__file__).with_name("lm_eval.yaml")
+    (tmp_path / "words.jsonl").write_text('{"text": "A. one"}\n{"text": "Answer"}\n')
+    (tmp_path / "words.yaml").write_text(json.dumps({
+        "task": "words", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/words.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}",
+        "doc_to_choice": ["A", "B"], "doc_to_target": 0}))
+    command = [sys.executable, "-m", "lm_eval", "--model", "mindspeed_llm", "--model_args",
+               f"load={folder}/checkpoint,tokenizer={folder}/tokenizer", "--tasks", f"{plug},{tmp_path}/words.yaml",
+               "--output_path", str(tmp_path / "out"), "--log_samples"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    run_ = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120)
+    assert run_.returncode == 0, run_.stderr
+    assert "|words|" in run_.stdout and "mindspeed_llm ({" in run_.stdout
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(file.read_text())["results"]["words"]["sample_len"] == 2

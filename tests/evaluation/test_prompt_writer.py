@@ -42,6 +42,15 @@ def test_prompt_and_choice_are_the_text_with_its_answer(tokenizer, form, templat
         assert len(continuation) == 1
 
 
+@pytest.mark.parametrize("text", ["one", " one", "\n one", "\t", "", "(one", "1", "two\n\n  three"])
+@pytest.mark.parametrize("form", [STANDARD, Form(lambda asked: asked.text), Form(lambda asked: asked.text, separator=" ")])
+def test_solved_examples_are_cut_apart_only_where_it_changes_nothing(tokenizer, form, text):
+    question = Question(text, ("one", "two"), "A")
+    for shots in (SHOTS[:2], ()):
+        prompt = PromptWriter(tokenizer, None, form, 999).write(Subject("s", (question,), shots), question, rated=False)
+        assert prompt.ids == tokenizer.encode(form.write("s", shots, question), add_special=True)
+
+
 def test_choices_of_several_tokens(tokenizer):
     question = Question("Where is it", ("on the one", "on three questions", "on"), "A")
     form = Form(lambda asked: asked.text, choices=lambda asked: asked.options)

@@ -1,6 +1,7 @@
 """Public file layouts: every cell is text, and a wrong row is named by file and line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,42 @@ def test_bad_lines(tmp_path, task, records, words):
     write_lines(tmp_path / "test.jsonl", records)
     with pytest.raises(UserError, match=rf"test\.jsonl.* {words}"):
         TASKS[task].read(Source(tmp_path))
+
+
+def damaged(text: bytes) -> dict[str, bytes]:
+    """What can have become of a file."""
+    return {"empty": b"", "another encoding": text[:len(text) // 2] + "é".encode("latin-1") + text[len(text) // 2:],
+            "UTF-16": text.decode().encode("utf-16")}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_damaged_files_are_named(tmp_path, task, glm_tokenizer):
+    """Every file that a benchmark reads, also those of the solved examples."""
+    directory = write_all(tmp_path).get(task) or layout(tmp_path)
+    source = Source(directory, TASKS[task].num_shots, 1, lambda: glm_tokenizer, 4096)
+    TASKS[task].read(source)
+    files = [file for file in (directory if task == "mmlu" else tmp_path / task).rglob("*") if file.is_file()]
+    for file in files:
+        whole = file.read_bytes()
+        for kind, text in damaged(whole).items():
+            file.write_bytes(text)
+            with pytest.raises(UserError, match=re.escape(file.name)):
+                TASKS[task].read(source)
+                pytest.fail(f"{file.name}, {kind}")
+        file.write_bytes(whole)
+        for place, record in enumerate(map(json.loads, whole.decode().splitlines()) if file.suffix == ".jsonl" else ()):
+            for field in record.keys() - MAY_BE_ANYTHING.get(task, set()):
+                for value in (None, 1.5, {"a": 1}, [["x"]]):
+                    lines = whole.decode().splitlines()
+                    lines[place] = json.dumps(record | {field: value})
+                    file.write_text("\n".join(lines))
+                    with pytest.raises(UserError, match=rf"{file.name} line {place + 1}: "):
+                        TASKS[task].read(source)
+                        pytest.fail(f"{file.name} line {place + 1}, {field}: {value}")
+        file.write_bytes(whole)
+
+
+MAY_BE_ANYTHING = {"humaneval": {"canonical_solution"}, "agieval": {"passage", "options", "label", "answer"}}
 
 
 def test_bad_json(tmp_path):

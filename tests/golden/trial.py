@@ -48,11 +48,12 @@ class Trial:
     """One rank's model and batch. `micro_batch` is in sequences; data-parallel ranks take the batch's rows in turn.
 
     The recorded weights are rounded to `dtype`; `loss_scale` multiplies the loss and is taken out of the gradients.
-    `trainable` as for GPTModel.
+    `trainable` as for GPTModel. `order`: the batch has its rows in the order in which so many replicas would take them,
+    so that micro-batches are of the same rows as theirs.
     """
 
     def __init__(self, golden: Golden, parallel: ParallelConfig, micro_batch: int = 1, dtype: str = "fp32",
-                 loss_scale: float = 1.0, trainable: bool | Choice = True) -> None:
+                 loss_scale: float = 1.0, trainable: bool | Choice = True, order: int = 1) -> None:
         self.golden, self.parallel, self.micro_batch, self.loss_scale = golden, parallel, micro_batch, loss_scale
         self.state = parallel_state.build(golden.model, parallel)
         self.dtype = device.dtype(dtype)
@@ -60,7 +61,9 @@ class Trial:
         self.chunks = [GPTModel(golden.model, parallel, self.state, self.dtype, stage,
                                 lora=golden.lora, trainable=trainable, multiple_of=self.state.dp_cp.size)
                        for stage in range(virtual)]
-        mine = self.samples()[self.state.dp.rank::self.state.dp.size]
+        samples = self.samples()
+        samples = [sample for replica in range(order) for sample in samples[replica::order]]
+        mine = samples[self.state.dp.rank::self.state.dp.size]
         if len(mine) % micro_batch:
             raise ValueError(f"{len(mine)} rows per replica do not make micro-batches of {micro_batch}")
         self.objective = self.make_objective()

@@ -1,6 +1,7 @@
-"""Running a program that a model wrote: a process of its own with limits, in an empty directory, where possible without
-a network. This is no sandbox that withstands an attack (the program may read what its user may read): use a container
-or a machine of its own for models that are not trusted.
+"""Running a program that a model wrote: see `sandbox` for what it is kept from.
+
+Where the system gives a program no namespaces of its own, it may read and write what its user may, and end his
+processes: then use a machine that may be lost.
 """
 
 import contextlib
@@ -10,53 +11,45 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+
+from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.tasks.evaluation import sandbox
 
 SECONDS = 10  # of wall-clock and of processor time
 
-# Runs in the new process before the program: limits that it cannot raise again. PROCESSES counts all of the user's, and
-# does not hold for root.
-_LIMITED = """
-import resource, runpy, sys
-for limit, value in ((resource.RLIMIT_CPU, {seconds}), (resource.RLIMIT_AS, {memory}),
-                     (resource.RLIMIT_FSIZE, {file_size}), (resource.RLIMIT_NPROC, {processes}),
-                     (resource.RLIMIT_NOFILE, {files}), (resource.RLIMIT_CORE, 0)):
-    hard = resource.getrlimit(limit)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
-_LIMITS = {"memory": 2 << 30, "file_size": 16 << 20, "processes": 64, "files": 64}  # bytes of all, of each file
-
-_UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
-
 
 def passes(program: str, seconds: int = SECONDS) -> bool:
-    """Whether the Python program ends by itself within `seconds` with exit status 0. Nothing that it prints is kept."""
-    with tempfile.TemporaryDirectory(prefix="humaneval-") as folder:
-        file = Path(folder) / "program.py"
-        file.write_text(program, encoding="utf-8", errors="replace")
-        limited = _LIMITED.format(seconds=seconds, **_LIMITS)
-        command = [*isolation(), sys.executable, "-I", "-B", "-c", limited, str(file)]
-        with subprocess.Popen(command, cwd=folder, env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder},
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True) as process:
-            try:
-                return process.wait(seconds) == 0
-            except subprocess.TimeoutExpired:
-                return False
-            finally:  # whatever it started and left behind ends too
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+    """Whether the Python program comes to its end within `seconds` by itself. Nothing that it prints is kept.
+
+    A program that leaves early, with whatever status, does not.
+    """
+    return _passes(program, seconds, ["namespaces"] if isolated() else [])
 
 
 @functools.cache
-def isolation() -> list[str]:
-    """The command that gives a program no network and processes of its own; empty where the system does not allow
-    it.
-    """
-    try:
-        allowed = subprocess.run([*_UNSHARE, "true"], capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        allowed = False
-    return _UNSHARE if allowed else []
+def isolated() -> bool:
+    """Whether the system gives a program namespaces of its own."""
+    return _passes("", SECONDS, ["namespaces"])
+
+
+def check() -> None:
+    """Raise UserError where programs cannot be run with limits."""
+    if not isolated() and not _passes("import decimal", SECONDS, []):
+        raise UserError("--allow-code-execution: programs cannot be run with limits here (Linux is needed, and root "
+                        "must be able to start a process as nobody): evaluate as another user, or elsewhere")
+
+
+def _passes(program: str, seconds: int, more: list[str]) -> bool:
+    with tempfile.TemporaryDirectory(prefix="humaneval-", ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, "-I", "-B", sandbox.__file__, str(seconds), folder, *more]
+        variables = {"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            try:
+                process.communicate(program.encode(errors="replace"), seconds + 5)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            return process.wait() == sandbox.PASSED

@@ -104,5 +104,6 @@ def _read(file: Path) -> Scores:
     with open(file, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if missing := _COLUMNS - set(reader.fieldnames or ()):
-            raise UserError(f"{file} has no column {', '.join(sorted(missing))}: it is of another version; evaluate anew")
+            raise UserError(f"{file} has no column {', '.join(sorted(missing))}: it is of another version; evaluate "
+                            "anew")
         return {(row["subject"], row["number"]): (row["key"], float(row["score"])) for row in reader}

@@ -1,17 +1,22 @@
 """A checkpoint as a model of lm-evaluation-harness (Gao et al., "A framework for few-shot language model evaluation").
 
-    python -m mindspeed_llm.tasks.evaluation.harness run --model mindspeed_llm \
-        --model_args load=./model_weights/glm4_mcore/,tokenizer=./model_from_hf/glm4_hf/,dtype=bf16 --tasks mmlu ...
+    lm_eval --model mindspeed_llm --model_args load=./model_weights/glm4_mcore/,tokenizer=./model_from_hf/glm4_hf/ \
+        --tasks mindspeed_llm/tasks/evaluation/lm_eval.yaml,hellaswag
 
-is `lm_eval run ...` with one more model: the harness (0.4.13) takes models from its own table only, has no entry points
-or import paths for others, and so its command must be started from here. A program that uses the harness as a library
-imports this module instead, which enters the name. Install the harness with `pip install '.[harness]'`.
+The harness (0.4.13) looks models up in a table of its own and asks other packages for none, but it loads the functions
+that the file of a task names before: `lm_eval.yaml` beside this module names the model, which enters it. So does the
+import of this module, for programs that use the harness as a library, and
 
-Model arguments: load (checkpoint directory), tokenizer (its directory), dtype (fp32, bf16, fp16), max_length (tokens),
-prompt_type (chat template, for --apply_chat_template), add_bos_token (default true: `[gMASK]<sop>` begins each text,
-without which GLM4 does badly; `--model hf` does the same as long as its own add_bos_token is not given). --batch_size
-is sequences in a forward pass. Under `msrun` the ranks share the work as they do in evaluation.py, with
-tensor_model_parallel_size and pipeline_model_parallel_size as further model arguments; rank 0 reports.
+    python -m mindspeed_llm.tasks.evaluation.harness run --model mindspeed_llm ...
+
+is `lm_eval run ...` with one more model, for several ranks. Install the harness with `pip install '.[harness]'`.
+
+Model arguments: load (checkpoint directory), tokenizer (its directory; by default that of the checkpoint), dtype (fp32,
+bf16, fp16), max_length (tokens), prompt_type (chat template, for --apply_chat_template), add_bos_token (default true:
+`[gMASK]<sop>` begins each text, without which GLM4 does badly; `--model hf` does the same as long as its own
+add_bos_token is not given). --batch_size is sequences in a forward pass. Under `msrun` the ranks share the work as they
+do in evaluation.py, with tensor_model_parallel_size and pipeline_model_parallel_size as further model arguments; rank 0
+reports.
 """
 
 import contextlib
@@ -39,7 +44,7 @@ MAX_NEW_TOKENS = 256  # as the harness has it where a task says nothing
 class HarnessModel(TemplateLM):
     """See the module."""
 
-    def __init__(self, load: str, tokenizer: str, dtype: str = "fp32", batch_size: int | str = 1,
+    def __init__(self, load: str, tokenizer: str | None = None, dtype: str = "fp32", batch_size: int | str = 1,
                  max_length: int | None = None, prompt_type: str | None = None, add_bos_token: bool = True,
                  tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, **others: Any) -> None:
         super().__init__()
@@ -49,12 +54,12 @@ class HarnessModel(TemplateLM):
         # what the harness passes of its own accord
         unknown = sorted(others.keys() - {"device", "max_batch_size"})
         if unknown or dtype not in ("fp32", "bf16", "fp16"):
-            raise UserError(f"--model_args {unknown[0] if unknown else f'dtype={dtype}'} is not known: load, tokenizer, "
-                            "dtype (fp32, bf16, fp16), max_length, prompt_type, add_bos_token, "
+            raise UserError(f"--model_args {unknown[0] if unknown else f'dtype={dtype}'} is not known: load, "
+                            "tokenizer, dtype (fp32, bf16, fp16), max_length, prompt_type, add_bos_token, "
                             "tensor_model_parallel_size and pipeline_model_parallel_size are")
         if not str(batch_size).isdigit():
             raise UserError(f"--batch_size ({batch_size}) must be a number")
-        argv = ["--load", load, "--tokenizer-name-or-path", tokenizer,
+        argv = ["--load", load, "--tokenizer-name-or-path", tokenizer or load,
                 "--tensor-model-parallel-size", str(tensor_model_parallel_size),
                 "--pipeline-model-parallel-size", str(pipeline_model_parallel_size)]
         argv += ["--seq-length", str(max_length)] if max_length else []

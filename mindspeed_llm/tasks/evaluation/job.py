@@ -16,6 +16,7 @@ from mindspeed_llm.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_llm.generation.generator import Generator
 from mindspeed_llm.runtime.collectives import barrier
 from mindspeed_llm.runtime.messages import broadcast_text
+from mindspeed_llm.tasks.evaluation import code_execution
 from mindspeed_llm.tasks.evaluation.eval_impl import TASKS
 from mindspeed_llm.tasks.evaluation.language_model import ParallelLanguageModel
 from mindspeed_llm.tasks.evaluation.progress import Progress
@@ -45,13 +46,14 @@ class EvaluationPlan:
         if task.runs_code and not config.allow_code_execution:
             raise UserError(f"--task {task.name} runs programs that the model writes: add --allow-code-execution, in a "
                             "container or on a machine that may be lost")
-        scoring = config.scoring or task.scoring
+        scoring = config.scoring or (GENERATE if config.origin_postprocess else task.scoring)
         if scoring != task.scoring and task.scoring == GENERATE:
             raise UserError(f"--scoring {scoring}: the answers of --task {task.name} are written: leave it out")
         extract = task.extract
         if config.origin_postprocess:
             if task.extract_original is None:
-                raise UserError(f"--origin-postprocess: --task {task.name} has one way to find the answer: leave it out")
+                raise UserError(f"--origin-postprocess: --task {task.name} has one way to find the answer: leave it "
+                                "out")
             extract = task.extract_original
         tokens = task.reasoning_tokens if config.chain_of_thought else task.max_new_tokens
         return cls(task, task.form(config.eval_language, config.alternative_prompt, config.chain_of_thought),
@@ -65,6 +67,8 @@ def run(configs: Configs) -> list[SubjectResult]:
     """
     config, plan = configs.evaluation, EvaluationPlan.of(configs.evaluation)
     # before the model: a wrong path should not cost the time of loading
+    if plan.task.runs_code:
+        code_execution.check()
     subjects = [] if config.broadcast else read(configs, plan)
     loaded = load(configs)
     agree = partial(broadcast_text, world=loaded.state.world)
@@ -73,6 +77,9 @@ def run(configs: Configs) -> list[SubjectResult]:
         subjects = [Subject.from_dict(values) for values in json.loads(text)]
     if loaded.is_rank_0:
         logging.basicConfig(level=logging.INFO)
+        if plan.task.runs_code and not code_execution.isolated():
+            logging.getLogger(plan.task.logger).warning(
+                "this system gives programs no namespaces of their own: they may read and write what their user may")
     runner = prepare(loaded.configs, loaded.tokenizer, loaded.generator(), plan, subjects, loaded.is_rank_0, agree)
     settings = describe(loaded.configs, runner, plan, subjects)
     progress = Progress(config.output_dir, plan.task.name, settings) if config.output_dir and loaded.is_rank_0 else None
@@ -97,7 +104,7 @@ def prepare(configs: Configs, tokenizer: Tokenizer, generator: Generator, plan: 
             subjects: Sequence[Subject], is_rank_0: bool, agree: Callable[[str | None], str]) -> Runner:
     """What puts the questions of these subjects to the model of the generator."""
     config = configs.evaluation
-    template = Prompter.of(configs, tokenizer, config.no_chat_template).template
+    template = Prompter.of(configs, tokenizer, config.no_chat_template, config.hf_chat_template).template
     answering = replace(plan.answering, until=plan.task.until if template is None else plan.task.template_until)
     writes = not all(answering.rates(question) for subject in subjects for question in subject.questions)
     writer = PromptWriter(tokenizer, template, plan.form, generator.max_length,
@@ -111,7 +118,8 @@ def describe(configs: Configs, runner: Runner, plan: EvaluationPlan, subjects: S
     config, place, writer = configs.evaluation, configs.checkpoint, runner.writer
     return {
         "load": place.load, "iteration": latest_iteration(place.load), "lora_load": place.lora_load,
-        "lora_iteration": latest_iteration(place.lora_load) if place.lora_load else None, "params_dtype": configs.train.params_dtype,
+        "lora_iteration": latest_iteration(place.lora_load) if place.lora_load else None,
+        "params_dtype": configs.train.params_dtype,
         "template": writer.template_name, "num_shots": plan.num_shots, "scoring": plan.answering.scoring,
         "max_new_tokens": plan.answering.max_new_tokens, "eval_language": config.eval_language,
         "alternative_prompt": config.alternative_prompt, "chain_of_thought": config.chain_of_thought,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mindspeed_llm.config.errors import UserError
+from mindspeed_llm.data.hf_template import HfTemplate
 from mindspeed_llm.data.templates import Message, Template
 from mindspeed_llm.data.tokenizer import Tokenizer
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
@@ -25,7 +26,7 @@ class Prompt:
 
 
 class PromptWriter:
-    """Token ids of questions in a chat template or (None) as plain text.
+    """Token ids of questions in a chat template, the project's or a tokenizer's own, or (None) as plain text.
 
     Text is cut into tokens together with each choice, so that both are spelled as they are in running text. What all
     choices begin with belongs to the prompt if they differ in one token after it (and end alike, as `(A)` and `(B)`
@@ -36,7 +37,7 @@ class PromptWriter:
     `room`: tokens that a prompt and its longest choice, or its answer of `new_tokens`, may have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None, form: Form, room: int,
+    def __init__(self, tokenizer: Tokenizer, template: Template | HfTemplate | None, form: Form, room: int,
                  new_tokens: int = 0) -> None:
         self._tokenizer, self._template, self.form = tokenizer, template, form
         self.room, self._new_tokens = room, new_tokens
@@ -69,9 +70,14 @@ class PromptWriter:
         text = self.form.write(subject, shots, question)
         choices = self.form.choices(question) if rated else ()
         if self._template is None:
-            # no token reaches over a line's end, so that only the last line is cut together with each choice
+            # No token reaches over a line's end, so that only the last line is cut together with each choice, and the
+            # solved examples of a subject are cut once.
             start = text.rfind("\n") + 1
-            ids = self._tokenizer.encode(text[:start], add_special=True)
+            end = min(start, len(text) - len(self.form.question(question)))
+            if text[max(0, end - 1):end] != "\n" or text[end:end + 1].isspace():
+                end = 0  # white space after a line's end is one token with it
+            ids = [*self._tokenizer.bos_prefix, *self._encode_cached(text[:end]),
+                   *self._tokenizer.encode(text[end:start])]
             last = self._encode_cached(text[start:])
             answers = [self._encode_cached(text[start:] + self.form.gap + choice) for choice in choices]
         else:

@@ -155,6 +155,22 @@ def parse_record(parse: Callable[[dict[str, Any]], Question], record: Any, place
         raise UserError(f"{place}: {problem}") from None
 
 
+def field_text(record: dict[str, Any], name: str) -> str:
+    """A field that must be text. Raises KeyError where it is missing, TypeError where it is something else."""
+    value = record[name]
+    if not isinstance(value, str):
+        raise TypeError(f"the field {name!r} is {json.dumps(value)[:60]}, text is wanted")
+    return value
+
+
+def field_texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    """A field that must be a list of texts. Raises as `field_text`."""
+    value = record[name]
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"the field {name!r} is {json.dumps(value)[:60]}, a list of texts is wanted")
+    return tuple(value)
+
+
 def _text(file: Path) -> str:
     data = file.read_bytes()
     try:

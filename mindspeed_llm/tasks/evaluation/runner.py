@@ -126,8 +126,8 @@ class Runner:
         _leave_bar(bar)
         if self._shortened or self._cut:
             questions = sum(len(result.questions) for result in results)
-            self._logger.info("%d of %d prompts were longer than the model's sequence: their first shots were left out; "
-                              "%d questions lost their beginning", self._shortened, questions, self._cut)
+            self._logger.info("%d of %d prompts were longer than the model's sequence: their first shots were left "
+                              "out; %d questions lost their beginning", self._shortened, questions, self._cut)
         self._log(self._task.total_line, results, "total")
         bar.refresh()
         bar.disable = True  # the documented log goes on behind the bar, without a new line

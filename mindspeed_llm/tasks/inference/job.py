@@ -89,7 +89,7 @@ class Job:
         self._speaks = loaded.is_rank_0
         self._tokenizer, self._world = loaded.tokenizer, loaded.state.world
         self._prompter = Prompter.of(loaded.configs, loaded.tokenizer, self._config.no_chat_template,
-                                     self._config.system_prompt, tools)
+                                     self._config.hf_chat_template, self._config.system_prompt, tools)
         self._generator = loaded.generator()
         self._texts = texts
         self._prompts = [self._prompter.prompt(text) for text in texts]

@@ -22,11 +22,14 @@ class Prompter:
         self.tokenizer, self.template, self._system_prompt, self._tools = tokenizer, template, system_prompt, tools
 
     @classmethod
-    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, system_prompt: str = "",
-           tools: str = "") -> "Prompter":
-        """What the command line says; `tools` is a JSON list of descriptions, empty for none. Raises UserError for an unknown template, FileNotFoundError for a missing one."""
+    def of(cls, configs: Configs, tokenizer: Tokenizer, no_chat_template: bool, hf_chat_template: bool = False,
+           system_prompt: str = "", tools: str = "") -> "Prompter":
+        """What the command line says; `tools` is a JSON list of descriptions, empty for none.
+
+        Raises UserError for an unknown template, FileNotFoundError for a missing one.
+        """
         data = configs.data
-        if configs.inference is not None and configs.inference.hf_chat_template:
+        if hf_chat_template:
             return cls(tokenizer, HfTemplate(data.tokenizer_name_or_path), system_prompt, tools)
         template = None if no_chat_template else get_template(data.prompt_type or tokenizer.prompt_type or CHAT_TEMPLATE)
         return cls(tokenizer, template, system_prompt, tools)

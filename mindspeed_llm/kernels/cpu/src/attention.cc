@@ -35,7 +35,8 @@ bool pad(Attention *a, const Isa &f) {
   const i64 tile_floats = a->dt == kF32 ? 3 : 1;  // of every two values: fp32 is three bf16 parts
   a->Dp = round_up(a->D, tiles ? 32 : f.lanes);
   a->Skp = round_up(a->Sk, tiles ? 32 : f.panel);
-  a->kt_stride = a->kn_stride = tiles ? a->Skp * a->Dp * tile_floats / 2 : a->Skp * a->Dp;
+  a->kt_stride = tiles ? a->Skp * a->Dp * tile_floats / 2 : a->Skp * a->D;
+  a->kn_stride = tiles ? a->kt_stride : a->Skp * round_up(a->D, f.panel);
   a->dk_scale = tiles ? a->scale : 1.0f;
   return tiles;
 }

@@ -1,4 +1,6 @@
-// Inner loops for x86-64 with AVX-512 and AMX (Sapphire Rapids and later): as AVX-512, with products on AMX tiles.
+// Inner loops for x86-64 with AVX-512 and AMX (Sapphire Rapids and later): as AVX-512, with products on AMX tiles. Products
+// of too few rows for tiles widen bf16 to fp32 as AVX-512 does, although VDPBF16PS is there: on a Xeon with AMX, products
+// of 16 to 48 rows with it took 1.4 to 1.6 times as long, and of 512 rows 1.7 times.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -14,7 +16,6 @@
 #define MSL_ISA_NAME "amx"
 #define MSL_LANES 16
 #define MSL_VECTORS 4
-#define MSL_BF16_PAIRS 1
 #define MSL_AMX 1
 #include "isa_table.inc"
 

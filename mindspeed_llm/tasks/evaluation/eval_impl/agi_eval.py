@@ -10,7 +10,7 @@ from typing import Any
 from mindspeed_llm.tasks.evaluation import extraction
 from mindspeed_llm.tasks.evaluation.eval_impl.categories import AGIEVAL, AGIEVAL_EXAMS
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, field_texts, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 ENDINGS = {"Chinese": "答案是：", "English": "The answer is"}
@@ -28,13 +28,16 @@ def read(source: Source) -> list[Subject]:
 
 def question_of(record: dict[str, Any], language: str) -> Question:
     """A line of the file."""
-    label, options = record.get("label"), tuple(record["options"] or ())
-    text = "\n".join(part for part in (record.get("passage"), record["question"], *options) if part)
+    label, options = record.get("label"), field_texts(record, "options") if record["options"] else ()
+    passage = field_text(record, "passage") if record.get("passage") else ""
+    text = "\n".join(part for part in (passage, field_text(record, "question"), *options) if part)
     kind = {"ending": ENDINGS[language], "language": language}
     if isinstance(label, list) or not label:
-        answer = "".join(label) if label else extraction.math_text(str(record["answer"]))
+        if not label and record["answer"] is None:
+            raise ValueError("the fields 'label' and 'answer' are both empty: one of them is wanted")
+        answer = "".join(field_texts(record, "label")) if label else extraction.math_text(str(record["answer"]))
         return Question(text, answer=answer, details=kind | {"several": "yes"} if label else kind)
-    question = Question(text, options, label, kind)
+    question = Question(text, options, field_text(record, "label"), kind)
     if options and label not in list(question.letters):
         raise ValueError(f"the label is {label!r}, one of {', '.join(question.letters)} is wanted")
     return question

@@ -8,13 +8,20 @@ which only the last sentence is shown without --chain-of-thought.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.tasks.evaluation.eval_impl.categories import BBH
 from mindspeed_llm.tasks.evaluation.extraction import after_answer_is
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, parse_record, read_json, read_text
+from mindspeed_llm.tasks.evaluation.question_files import (Source, Subject, field_text, parse_record, read_json,
+                                                           read_text)
 from mindspeed_llm.tasks.evaluation.task import Task
+
+
+def question_of(record: dict[str, Any]) -> Question:
+    """An example of the file."""
+    return Question(field_text(record, "input"), answer=bare(field_text(record, "target")))
 
 
 def read(source: Source) -> list[Subject]:
@@ -24,8 +31,8 @@ def read(source: Source) -> list[Subject]:
         examples = read_json(file).get("examples")
         if not isinstance(examples, list) or not examples:
             raise UserError(f"{file} has no list `examples`")
-        questions = [parse_record(lambda record: Question(record["input"], answer=bare(record["target"])), example,
-                                  f"{file}, example {number}") for number, example in enumerate(examples, start=1)]
+        questions = [parse_record(question_of, example, f"{file}, example {number}")
+                     for number, example in enumerate(examples, start=1)]
         shots = source.shots(source.directory.resolve().parent / "cot-prompts" / f"{file.stem}.txt", read_solved)
         subjects.append(Subject(file.stem, tuple(questions[:source.max_samples]), shots))
     return subjects

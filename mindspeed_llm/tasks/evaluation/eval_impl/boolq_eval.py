@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspeed_llm.tasks.evaluation.extraction import first_capital
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 
@@ -18,7 +18,8 @@ def question_of(record: dict[str, Any]) -> Question:
     """A line of the file."""
     if not isinstance(record["answer"], bool):
         raise ValueError(f"the answer is {record['answer']!r}, true or false is wanted (the public test file has none)")
-    return Question(f"{record['passage']}\nQuestion: {record['question']}?", ("Yes", "No"), "AB"[not record["answer"]])
+    return Question(f"{field_text(record, 'passage')}\nQuestion: {field_text(record, 'question')}?", ("Yes", "No"),
+                    "AB"[not record["answer"]])
 
 
 def read(source: Source) -> list[Subject]:

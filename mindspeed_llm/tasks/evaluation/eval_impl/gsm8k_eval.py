@@ -10,16 +10,16 @@ from typing import Any
 
 from mindspeed_llm.tasks.evaluation import extraction
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 
 def question_of(record: dict[str, Any]) -> Question:
     """A line of the file; marks of the calculator (`<<3*4=12>>`) are left out of the way to the answer."""
-    way, mark, number = record["answer"].rpartition("####")
+    way, mark, number = field_text(record, "answer").rpartition("####")
     if not mark:
         raise ValueError("the answer has no '#### number' at its end")
-    return Question(record["question"], answer=extraction.plain_number(number.strip()),
+    return Question(field_text(record, "question"), answer=extraction.plain_number(number.strip()),
                     details={"way": re.sub(r"<<.*?>>", "", way).strip()})
 
 

@@ -12,18 +12,19 @@ from typing import Any
 
 from mindspeed_llm.tasks.evaluation import extraction
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question, lettered
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, field_texts, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 
 def question_of(record: dict[str, Any]) -> Question:
     """A line of the file."""
     if "query" in record:
-        context, endings, label = record["query"], record["choices"], record["gold"]
+        context, endings, label = field_text(record, "query"), field_texts(record, "choices"), record["gold"]
     else:
-        sentence = f"{record['ctx_a']} {record['ctx_b'].capitalize()}".strip()
-        context, endings, label = f"{record['activity_label']}: {sentence}", record["endings"], record["label"]
-    if len(endings) != 4 or int(label) not in range(4):
+        sentence = f"{field_text(record, 'ctx_a')} {field_text(record, 'ctx_b').capitalize()}".strip()
+        context = f"{field_text(record, 'activity_label')}: {sentence}"
+        endings, label = field_texts(record, "endings"), record["label"]
+    if len(endings) != 4 or str(label) not in ("0", "1", "2", "3"):
         raise ValueError(f"{len(endings)} endings and the label {label!r}: 4 endings and a label of 0 to 3 are wanted")
     return Question(_clean(context), tuple(map(_clean, endings)), "ABCD"[int(label)])
 

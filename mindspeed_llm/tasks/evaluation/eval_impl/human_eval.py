@@ -10,14 +10,14 @@ from typing import Any
 
 from mindspeed_llm.tasks.evaluation.code_execution import passes
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 
 def question_of(record: dict[str, Any]) -> Question:
     """A line of the file."""
-    return Question(record["prompt"], answer="passed",
-                    details={name: record[name] for name in ("task_id", "entry_point", "test")})
+    return Question(field_text(record, "prompt"), answer="passed",
+                    details={name: field_text(record, name) for name in ("task_id", "entry_point", "test")})
 
 
 def read(source: Source) -> list[Subject]:

@@ -13,7 +13,7 @@ import re
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.data.tokenizer import Tokenizer
 from mindspeed_llm.tasks.evaluation.prompts import Form, Question
-from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, read_json_lines
+from mindspeed_llm.tasks.evaluation.question_files import Source, Subject, field_text, read_json_lines
 from mindspeed_llm.tasks.evaluation.task import Task
 
 REPEATS = 10   # questions of each subject
@@ -40,12 +40,13 @@ def read(source: Source) -> list[Subject]:
                         f"{', '.join(str(n * 1024) for n in LENGTHS)} for --task needlebench")
     (needle_file,) = source.files("needles.jsonl", hint="give NeedleBench's directory")
     needles = read_json_lines(needle_file, lambda record: Question(
-        record["needle"], answer=record["arg2"],
-        details={name: record[name] for name in ("retrieval_question", "language")}))
+        field_text(record, "needle"), answer=field_text(record, "arg2"),
+        details={name: field_text(record, name) for name in ("retrieval_question", "language")}))
     tokenizer, subjects = source.tokenizer(), []
     for name, (language, margins) in MARGINS.items():
         (file,) = source.files(f"{name}.jsonl", hint="give NeedleBench's directory")
-        texts = [question.text for question in read_json_lines(file, lambda record: Question(record["text"]))]
+        documents = read_json_lines(file, lambda record: Question(field_text(record, "text")))
+        texts = [document.text for document in documents]
         pool = [needle for needle in needles if needle.details["language"] == language]
         if not pool:
             raise UserError(f"{needle_file} has no needle of the language {language}")
@@ -102,6 +103,7 @@ def _distance(a: str, b: str) -> int:
 
 
 TASK = Task("needlebench", __name__, read, {"": Form(lambda question: question.text)}, scoring="generate",
-            max_new_tokens=64, judge=judge, subject_line="{subject}: correct: {right}, questions: {questions}, score: {acc}",
+            max_new_tokens=64, judge=judge,
+            subject_line="{subject}: correct: {right}, questions: {questions}, score: {acc}",
             total_line="correct_total: {right}, sum_total: {questions}, score: {acc}",
             time_line="NeedleBench_eval Running Time: {seconds}")
