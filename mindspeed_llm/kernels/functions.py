@@ -4,6 +4,8 @@ Every Function takes a backend's primitives `p` first. Gradients of parameters g
 `runtime.autograd.accumulate_grad`); the tape never sees them.
 """
 
+from functools import cache
+
 from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
@@ -26,10 +28,15 @@ class Linear(Function):
         return None, p.linear_dgrad(grad, ctx.weight), None, None
 
 
+@cache
+def _unread(shape: tuple[int, ...]) -> Tensor:
+    return mint.zeros(shape, dtype=mstype.float32)
+
+
 def _norm_bwd(p, grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, *d_total: Tensor) -> Tensor:
-    """The input's gradient; the kernel makes a frozen weight's too, which is thrown away."""
+    """The input's gradient; the kernel makes a frozen weight's too, which nobody reads."""
     def add(main_grad: Tensor | None, accumulate: bool) -> Tensor:
-        target = mint.zeros(weight.shape, dtype=mstype.float32) if main_grad is None else main_grad
+        target = _unread(weight.shape) if main_grad is None else main_grad
         return p.rms_norm_bwd(grad, x, weight, rstd, target, accumulate, *d_total)
     return accumulate_grad(weight, add, needed=True)
 

@@ -118,9 +118,19 @@ def first_bad_anywhere(chunks: list[GPTModel], state: ParallelState) -> str | No
 
 
 def _within(ranges: list[tuple[int, int]], shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Intersections of every range with every shard."""
-    cut = [(max(low, start), min(high, stop)) for low, high in ranges for start, stop in shards]
-    return [(low, high) for low, high in cut if low < high]
+    """Intersections of the ranges with the shards; those that follow one another in a shard are one."""
+    found = []
+    for start, stop in shards:
+        joins = -1      # where a range begins that goes on with the last one
+        for low, high in sorted((max(low, start), min(high, stop)) for low, high in ranges):
+            if low >= high:
+                continue
+            if low == joins:
+                found[-1] = (found[-1][0], high)
+            else:
+                found.append((low, high))
+            joins = high
+    return found
 
 
 def _sum_ranges(buffer: FlatBuffer, ranges: list[tuple[int, int]], group: Group) -> None:

@@ -45,10 +45,7 @@ class _OutputCrossEntropy(Function):
             if len(chunks) == 1:
                 kept.append(logits)
             del logits  # before the next chunk's are made
-        stats = all_gather(_joined(stats), group).reshape(group.size, -1, 3)
-        highest, exponents, target = stats[:, :, 0], stats[:, :, 1], stats[:, :, 2].sum(axis=0)
-        top = highest.max(axis=0)
-        lse = top + mint.log((exponents * mint.exp(highest - top)).sum(axis=0))
+        lse, target = _over_shards(_joined(stats), group)
         ctx.save_for_backward(x, labels, lse, *kept)
         ctx.weight, ctx.group, ctx.sequence_parallel = weight, group, sequence_parallel
         return (lse - target).reshape(labels.shape)
@@ -73,6 +70,16 @@ class _OutputCrossEntropy(Function):
             return finish(summing)
 
         return accumulate_grad(ctx.weight, add, needed=True), None, None, None, None
+
+
+def _over_shards(stats: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and the label's logit of every row, from what the ranks know of their shards, `(rows, 3)`."""
+    if group.size == 1:
+        return stats[:, 0] + mint.log(stats[:, 1]), stats[:, 2]
+    whole = all_gather(stats, group).reshape(group.size, -1, 3)
+    highest, exponents, target = whole[:, :, 0], whole[:, :, 1], whole[:, :, 2].sum(axis=0)
+    top = highest.max(axis=0)
+    return top + mint.log((exponents * mint.exp(highest - top)).sum(axis=0)), target
 
 
 def _d_logits(rows: Tensor, weight: Tensor, kept: list[Tensor], group: Group, labels: Tensor, lse: Tensor,

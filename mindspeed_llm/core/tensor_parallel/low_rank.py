@@ -61,16 +61,17 @@ def add_low_rank_dgrad(low_rank: LowRank | None, grad: Tensor, dx: Tensor) -> tu
     """
     if low_rank is None:
         return (dx,)
-    p = kernels.primitives()
     if low_rank.dropout is None:
-        return p.low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, dx)
-    product, d_hidden = p.low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, None)
-    return p.add(dx, low_rank.dropped(product)), d_hidden
+        return kernels.primitives().low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, dx)
+    (d_hidden,), p = low_rank_dgrad(low_rank, grad), kernels.primitives()
+    return p.add(dx, low_rank.dropped(p.linear_dgrad(d_hidden, low_rank.a))), d_hidden
 
 
 def low_rank_dgrad(low_rank: LowRank | None, grad: Tensor) -> tuple[Tensor, ...]:
     """The gradient of the product with `a` alone, for a layer whose input nobody learns from. Without one: nothing."""
-    return () if low_rank is None else (kernels.primitives().linear_dgrad(grad, low_rank.b) * low_rank.scale,)
+    if low_rank is None:
+        return ()
+    return kernels.primitives().low_rank_dgrad(grad, low_rank.a, low_rank.b, low_rank.scale, None)[1:]
 
 
 def trained_tensors(low_rank: LowRank | None) -> tuple[Tensor, ...]:

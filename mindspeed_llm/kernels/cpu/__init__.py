@@ -92,16 +92,16 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     return _module.attention_bwd(grad, q, k, v, out, lse, scale, q_start, k_start, _borders(cu_seqlens))
 
 
-def low_rank_fwd(x: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor, Tensor]:
+def low_rank_fwd(x: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor | None, Tensor]:
     """See `reference.low_rank_fwd`. Up to rank 32 in one kernel, which adds to `total` in place."""
-    if total is None or a.shape[0] > _MOST_RANK:
+    if a.shape[0] > _MOST_RANK:
         return low_rank.low_rank_fwd(x, a, b, scale, total, sys.modules[__name__])
     return total, _module.low_rank_fwd(x, a, b, scale, total)
 
 
-def low_rank_dgrad(grad: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor, Tensor]:
+def low_rank_dgrad(grad: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None) -> tuple[Tensor | None, Tensor]:
     """See `reference.low_rank_dgrad`."""
-    if total is None or a.shape[0] > _MOST_RANK:
+    if a.shape[0] > _MOST_RANK:
         return low_rank.low_rank_dgrad(grad, a, b, scale, total, sys.modules[__name__])
     return total, _module.low_rank_dgrad(grad, a, b, scale, total)
 

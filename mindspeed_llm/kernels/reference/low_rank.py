@@ -5,21 +5,21 @@ from mindspore import Tensor
 from mindspeed_llm.kernels.reference import dense
 
 
-def low_rank_fwd(x: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None, p=dense) -> tuple[Tensor, Tensor]:
+def low_rank_fwd(x: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None,
+                 p=dense) -> tuple[Tensor | None, Tensor]:
     """`total (..., N)` plus `hidden b^T`, and `hidden (..., r)`, which is `scale * x a^T`, for `x (..., K)`, `a (r, K)`,
-    `b (N, r)`. May write into the memory of `total`, which the caller gives away; None stands for zeros.
+    `b (N, r)`. May write into the memory of `total`, which the caller gives away. Without it: None and `hidden`.
 
     `p`: the primitives it is made of.
     """
     hidden = p.linear_fwd(x, a, None) * scale
-    product = p.linear_fwd(hidden, b, None)
-    return (product if total is None else p.add(total, product)), hidden
+    return total if total is None else p.add(total, p.linear_fwd(hidden, b, None)), hidden
 
 
-def low_rank_dgrad(grad: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None, p=dense) -> tuple[Tensor, Tensor]:
+def low_rank_dgrad(grad: Tensor, a: Tensor, b: Tensor, scale: float, total: Tensor | None,
+                   p=dense) -> tuple[Tensor | None, Tensor]:
     """`total (..., K)` plus `d_hidden a`, and `d_hidden (..., r)`, which is `scale * grad b`, for `grad (..., N)`. Otherwise
     like `low_rank_fwd`.
     """
     d_hidden = p.linear_dgrad(grad, b) * scale
-    product = p.linear_dgrad(d_hidden, a)
-    return (product if total is None else p.add(total, product)), d_hidden
+    return total if total is None else p.add(total, p.linear_dgrad(d_hidden, a)), d_hidden

@@ -74,8 +74,8 @@ struct FewRows {
                    i64 n1);
 };
 
-// hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up. Packed in fp32: down (K, padded_rank) and up (rank, N
-// rounded up to whole vectors).
+// hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up, unless total is null. Packed in fp32: down
+// (K, padded_rank) and up (rank, N rounded up to whole vectors).
 struct LowRank {
   int dt;
   i64 M, K, N, rank, padded_rank;

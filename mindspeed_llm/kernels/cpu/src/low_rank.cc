@@ -27,7 +27,7 @@ void op_low_rank(int dt, const void *x, const void *down, bool down_across, cons
   float *down_packed = scratch.take<float>(static_cast<size_t>(K * R));
   float *up_packed = scratch.take<float>(static_cast<size_t>(rank * up_row));
   pack(dt, down, down_across, K, rank, R, down_packed);
-  pack(dt, up, up_across, rank, N, up_row, up_packed);
+  if (total != nullptr) pack(dt, up, up_across, rank, N, up_row, up_packed);
   const LowRank g{dt, M, K, N, rank, R, scale, x, down_packed, up_packed, total, hidden};
   parallel_for(ceil_div(M, kStep), 2, [&](i64 b, i64 e) { f.low_rank(g, b * kStep, std::min(e * kStep, M)); });
 }

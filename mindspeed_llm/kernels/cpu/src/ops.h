@@ -14,7 +14,7 @@ void linear_dgrad(int dt, const void *g, const void *w, void *dx, i64 M, i64 N, 
 // main_grad (N, K): g (M, N)^T x (M, K)
 void linear_wgrad(int dt, const void *g, const void *x, float *main_grad, i64 M, i64 N, i64 K, bool accumulate);
 
-// total (M, N) += hidden up and hidden (M, rank) = scale x (M, K) down. `down` is (K, rank), or with down_across (rank, K);
+// total (M, N) += hidden up, unless total is null, and hidden (M, rank) = scale x (M, K) down. `down` is (K, rank), or with down_across (rank, K);
 // `up` is (rank, N), or with up_across (N, rank).
 void op_low_rank(int dt, const void *x, const void *down, bool down_across, const void *up, bool up_across, float scale,
                  void *total, void *hidden, i64 M, i64 K, i64 N, i64 rank);
