@@ -66,7 +66,7 @@ def _fork(host: connection.Connection, folder: Path, rank: int, world: int, port
     os.dup2(log, 2)
     if world > 1:
         os.environ |= {"MS_WORKER_NUM": str(world), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port),
-                       "MS_TOPO_TIMEOUT": "120", "RANK_SIZE": str(world), "RANK_ID": str(max(rank, 0)),
+                       "MS_TOPO_TIMEOUT": "600", "RANK_SIZE": str(world), "RANK_ID": str(max(rank, 0)),
                        "MS_ROLE": "MS_SCHED" if rank == SCHEDULER else "MS_WORKER"}
         if rank != SCHEDULER:
             os.environ |= {"MS_NODE_ID": str(rank), "DEVICE_ID": str(rank)}
