@@ -68,8 +68,16 @@ class FlatBuffer:
 
 
 def _zeros(count: int, dtype: mstype.Type) -> np.ndarray | Tensor:
-    """Memory of a group: on CPU a numpy array, which tensors share, as MindSpore cannot write into a tensor's slice there."""
-    return np.zeros(count, numpy_dtype(dtype)) if device.on_cpu() else mint.zeros((count,), dtype=dtype)
+    """Memory of a group: on CPU a numpy array, which tensors share, as MindSpore cannot write into a tensor's slice there.
+
+    NumPy asks the system for huge pages in `empty`, not in `zeros`: with them a processor that streams through weights
+    looks up fewer addresses.
+    """
+    if not device.on_cpu():
+        return mint.zeros((count,), dtype=dtype)
+    memory = np.empty(count, numpy_dtype(dtype))
+    memory.view(np.uint8)[:] = 0
+    return memory
 
 
 def from_numpy(array: np.ndarray) -> Tensor:

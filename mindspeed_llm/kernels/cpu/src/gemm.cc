@@ -79,14 +79,13 @@ void product(i64 tokens, Product g) {
 void linear_fwd(int dt, const void *x, const void *w, const void *bias, void *y, i64 M, i64 N, i64 K) {
   if (M == 0 || N == 0) return;
   if (M <= kGemvRows || K == 0) {
-    const Isa &f = isa();
-    constexpr i64 kColumns = 24;  // a multiple of every tile's width
-    const i64 ldx = round_up(K, 16) + 16;
-    Scratch scratch(sizeof(float) * static_cast<size_t>(M * ldx));
-    float *packed = scratch.take<float>(static_cast<size_t>(M * ldx));
-    f.gemv_pack(dt, x, M, K, ldx, packed);
-    parallel_for(ceil_div(N, kColumns), 32768 / (kColumns * (K + 1)) + 1, [&](i64 n0, i64 n1) {
-      f.gemv(dt, packed, ldx, w, bias, y, M, N, K, n0 * kColumns, std::min(n1 * kColumns, N));
+    const FewRows &f = isa().few_rows;
+    const size_t bytes = static_cast<size_t>(f.packed_bytes(dt, M, K));
+    Scratch scratch(Scratch::padded(bytes));
+    char *packed = scratch.take<char>(bytes);
+    f.pack(dt, x, M, K, packed);
+    parallel_for(ceil_div(N, f.columns), 32768 / (f.columns * (K + 1)) + 1, [&](i64 n0, i64 n1) {
+      f.multiply(dt, packed, w, bias, y, M, N, K, n0 * f.columns, std::min(n1 * f.columns, N));
     });
     return;
   }

@@ -64,6 +64,16 @@ struct ProductKernel {
   void (*multiply)(const Product &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
 };
 
+// y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; tasks are cut at multiples of
+// `columns`
+struct FewRows {
+  i64 columns;
+  i64 (*packed_bytes)(int dt, i64 rows, i64 K);
+  void (*pack)(int dt, const void *x, i64 rows, i64 K, void *packed);
+  void (*multiply)(int dt, const void *packed, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K, i64 n0,
+                   i64 n1);
+};
+
 // hidden (M, rank) = scale x (M, K) down, total (M, N) += hidden up. Packed in fp32: down (K, padded_rank) and up (rank, N
 // rounded up to whole vectors).
 struct LowRank {
@@ -116,11 +126,7 @@ struct Isa {
   void (*scale)(float *x, float factor, i64 n);
   void (*from_float)(int dt, const float *x, void *y, i64 n);
   ProductKernel panels, tiles;  // on vector units; on AMX tiles (null without them)
-  // y (rows, n1 - n0 of N) = x (rows, K) weight (N, K)^T + bias, for the few rows of decoding; x packed to fp32 of row
-  // stride ldx, a multiple of 16
-  void (*gemv_pack)(int dt, const void *x, i64 rows, i64 K, i64 ldx, float *packed);
-  void (*gemv)(int dt, const float *x, i64 ldx, const void *w, const void *bias, void *y, i64 rows, i64 N, i64 K,
-               i64 n0, i64 n1);
+  FewRows few_rows;
   // rows [p0, p1) of w (P, Q), or of the transpose of w (Q, P), in fp32, `ld` apart, zero from Q on
   void (*thin_pack)(int dt, const void *w, bool across, i64 P, i64 Q, i64 ld, float *out, i64 p0, i64 p1);
   void (*low_rank)(const LowRank &g, i64 m0, i64 m1);      // rows [m0, m1)
