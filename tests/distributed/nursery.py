@@ -47,8 +47,8 @@ def serve(host: connection.Connection) -> None:
 
 
 def _end(processes) -> None:
-    for process in processes:
-        os.kill(process, signal.SIGKILL)    # which is there, if only as a zombie: nobody else waits for it
+    for process in processes:   # and what it has started, a compiler perhaps
+        os.killpg(process, signal.SIGKILL)  # which is there, if only as a zombie: nobody else waits for it
     for process in processes:
         os.waitpid(process, 0)
 
@@ -56,7 +56,9 @@ def _end(processes) -> None:
 def _fork(host: connection.Connection, folder: Path, rank: int, world: int, port: int) -> int:
     process = os.fork()
     if process:
+        os.setpgid(process, process)    # here too, as either may be first
         return process
+    os.setpgid(0, 0)
     host.close()
     os.chdir(folder)
     log = os.open("scheduler.log" if rank == SCHEDULER else f"worker_{rank}.log", os.O_WRONLY | os.O_CREAT)
@@ -64,7 +66,7 @@ def _fork(host: connection.Connection, folder: Path, rank: int, world: int, port
     os.dup2(log, 2)
     if world > 1:
         os.environ |= {"MS_WORKER_NUM": str(world), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port),
-                       "MS_TOPO_TIMEOUT": "120", "RANK_SIZE": str(world), "RANK_ID": str(max(rank, 0)),
+                       "MS_TOPO_TIMEOUT": "600", "RANK_SIZE": str(world), "RANK_ID": str(max(rank, 0)),
                        "MS_ROLE": "MS_SCHED" if rank == SCHEDULER else "MS_WORKER"}
         if rank != SCHEDULER:
             os.environ |= {"MS_NODE_ID": str(rank), "DEVICE_ID": str(rank)}
