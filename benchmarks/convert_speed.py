@@ -59,8 +59,10 @@ def make(folder: Path, layers: int) -> None:
     shards: list[list[str]] = [[] for _ in range(SHARDS)]
     position = 0
     for name, tensor in tensors.items():
-        shards[min(SHARDS - 1, position * SHARDS // total)].append(name)
+        shards[(position + tensor.nbytes // 2) * SHARDS // total].append(name)
         position += tensor.nbytes
+    if not all(shards):
+        sys.exit(f"error: {layers} layers do not fill {SHARDS} shards: give --layers 20 or more")
     random = np.random.Generator(np.random.SFC64(1))
     weight_map = {}
     for number, held in enumerate(shards, start=1):
