@@ -19,7 +19,7 @@ export MODEL=glm4-tiny DTYPE=fp32 DEVICE_TARGET=CPU
 source "$SCRIPTS/common.sh"
 cd "$QUICKSTART_DIR"
 
-LORA_ITERS=110 DPO_ITERS=50 SAMPLES=() BOUNDS=(--within 0.05) PREFERENCE_BOUNDS=(--least-reward 0.9 --within 0)
+LORA_ITERS=220 DPO_ITERS=50 SAMPLES=() BOUNDS=(--within 0.05) PREFERENCE_BOUNDS=(--least-reward 0.9 --within 0)
 if [[ "$QUICKSTART_FAST" == 1 ]]; then
     LORA_ITERS=4 DPO_ITERS=3 SAMPLES=(--max-eval-samples 8) BOUNDS=() PREFERENCE_BOUNDS=()
 fi
@@ -35,7 +35,7 @@ stage() {
 
 NPUS_PER_NODE=2 TP=2 PP=1 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_lora DATA_PATH=dataset/tune \
     stage tune_lora bash "$SCRIPTS/tune_glm4_9b_4k_lora_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
-    --train-iters "$LORA_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 5e-3 --min-lr 5e-4 \
+    --train-iters "$LORA_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 3e-3 --min-lr 3e-4 \
     --lr-warmup-fraction 0.1 --tensorboard-dir tensorboard/tune_lora
 CHAT=1 NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_pretrained DATA_PATH=data/mmlu/test \
     stage evaluate_lora bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" --lora-load ./ckpt_lora --seq-length "$LENGTH" --num-shots 0 \
@@ -53,7 +53,7 @@ INPUT=data/pairs.json OUTPUT_PREFIX=dataset/pairs WORKERS=1 \
     --seq-length 64
 NPUS_PER_NODE=2 TP=2 PP=1 CKPT_LOAD_DIR=./ckpt_tuned CKPT_SAVE_DIR=./ckpt_dpo DATA_PATH=dataset/pairs \
     stage dpo bash "$SCRIPTS/dpo_glm4_9b_8k_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
-    --train-iters "$DPO_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 1e-3 --min-lr 5e-4 \
+    --train-iters "$DPO_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 3e-4 --min-lr 3e-5 \
     --lr-warmup-fraction 0.1 --recompute-num-layers 1 --tensorboard-dir tensorboard/dpo
 CHAT=1 NPUS_PER_NODE=1 TP=1 PP=1 CHECKPOINT=./ckpt_dpo DATA_PATH=data/mmlu/test \
     stage evaluate_dpo bash "$SCRIPTS/evaluate_glm4_9b_ms.sh" --seq-length "$LENGTH" --num-shots 0 \
