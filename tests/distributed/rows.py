@@ -159,7 +159,6 @@ HALF_PRECISION_ROWS = [
     _half("fp16", "dp2_overlap_zero", 2, 2, **_OVERLAP_ALL),
     _half("fp16", "tp2_sp", 2, 2, tp=2, sp=True),
     _half("bf16", "tp2_pp2_sp", 4, 2, tp=2, pp=2, sp=True),
-    _half("bf16", "tp2_dp2", 4, 2, tp=2),
     _half("bf16", "tp2_dp2_sp_overlap_zero", 4, 2, tp=2, sp=True, **_OVERLAP_ALL),
     _half("bf16", "tp4_sp", 4, 4, tp=4, sp=True),
     _half("bf16", "tp2_cp2_sp", 4, 2, tp=2, cp=2, sp=True),
