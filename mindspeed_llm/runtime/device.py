@@ -33,8 +33,6 @@ def setup(seed: int = 1234) -> str:
         if target == "CPU" or simulated():
             # Asynchronous launch steals the cores from the kernels there (2-4x slower) and reports errors late.
             ms.runtime.launch_blocking()
-        if target == "CPU":
-            _stop_idle_spinning()
         autograd.enable()
         _state["target"] = target
         _state["resident_after_import"] = _status_kb("VmRSS")
@@ -90,28 +88,30 @@ def peak_memory_mb() -> float:
     return max(0, _status_kb("VmHWM") - _state["resident_after_import"]) / 2**10
 
 
+def run_operators_in_caller() -> None:
+    """Give MindSpore's CPU operators no threads but the one that calls them. To be called before the first operator.
+
+    Its pool has two threads at least, whatever `runtime_num_threads` says. After every operator that they shared in, one of
+    them calls sched_yield 3,000 times, as does the caller until they are done: time taken from our kernels and from the
+    other ranks of the machine. MindSpore 2.10 has no setting for that, but the first operator makes the pool only if
+    nobody else has (`ActorMgr::Initialize`, core/mindrt/include/actor/actormgr.h, which the wheel ships), and
+    one of a single thread makes operators run where they are called. Where the library lacks the names, the pool is
+    MindSpore's: slower, nothing else.
+    """
+    try:
+        core = ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libmindspore_core.so"))
+        manager = ctypes.c_char.in_dll(core, "_ZN9mindspore8ActorMgr8actorMgrE")
+        initialize = core._ZN9mindspore8ActorMgr10InitializeEbmmmRKSt6vectorIiSaIiEE
+    except (OSError, AttributeError, ValueError):
+        return
+    threads, queue = ctypes.c_size_t(1), ctypes.c_size_t(8192)
+    no_cores = (ctypes.c_void_p * 3)()  # an empty std::vector<int>
+    initialize(ctypes.byref(manager), ctypes.c_bool(True), threads, threads, queue, ctypes.byref(no_cores))
+
+
 def _ascend_present() -> bool:
     # The driver's device nodes: asking MindSpore would load the Ascend plugin and complain loudly where there is none.
     return simulated() or any(Path("/dev").glob("davinci[0-9]*"))
-
-
-def _stop_idle_spinning() -> None:
-    """Let the threads of MindSpore's CPU operators sleep as soon as they have nothing to do.
-
-    After every operator that they shared in they call sched_yield 300,000 times, some 0.2 s in which they take time from
-    our kernels and from the other ranks of the machine. MindSpore 2.10 has no setting for that but the pool's own
-    `SetSpinCountMinValue` (core/mindrt/include/thread/threadpool.h, which the wheel ships). Where the libraries lack the
-    names, the threads go on spinning: slower, nothing else.
-    """
-    libraries = Path(ms.__file__).parent / "lib"
-    try:
-        pool = ctypes.CDLL(str(libraries / "plugin" / "libmindspore_ops_cpu.so")
-                           )._ZN9mindspore6kernel26GetActorMgrInnerThreadPoolEv
-        sleep_early = ctypes.CDLL(str(libraries / "libmindspore_core.so"))._ZN9mindspore10ThreadPool20SetSpinCountMinValueEv
-    except (OSError, AttributeError):
-        return
-    pool.restype, sleep_early.restype, sleep_early.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
-    sleep_early(pool())
 
 
 def _status_kb(field: str) -> int:

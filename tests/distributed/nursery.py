@@ -16,9 +16,9 @@ from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
 
-import mindspore as ms
+import mindspore  # noqa: F401  imported once, here, as what cases need is
 
-import pretrain_gpt  # noqa: F401  what cases need is imported once, here
+import pretrain_gpt  # noqa: F401
 from mindspeed_llm import kernels
 from mindspeed_llm.config.errors import run_main
 from mindspeed_llm.runtime import collectives, device
@@ -91,8 +91,6 @@ def work(rank: int) -> None:
 
 
 def _join() -> None:
-    # Ranks share the cores: the threads of MindSpore's own operators spin between operators.
-    ms.set_context(runtime_num_threads=1)
     device.setup()
     kernels.setup()
     collectives.init()

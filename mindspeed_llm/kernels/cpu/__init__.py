@@ -21,6 +21,7 @@ from mindspore import Tensor
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.kernels.reference import low_rank
+from mindspeed_llm.runtime import device
 
 PRIMITIVES = (
     "linear_fwd", "linear_dgrad", "linear_wgrad", "bias_grad", "rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd",
@@ -51,6 +52,7 @@ def load() -> str | None:
         raise UserError(f"MINDSPEED_LLM_ISA ({asked}) must be one of {', '.join(module.isa_names())} on this processor")
     if asked:
         module.select_isa(asked)
+    device.run_operators_in_caller()  # few operators are left to MindSpore
     count = default_threads()
     module.set_num_threads(count)
     # A thread that sleeps takes ~50 us to wake, one that spins takes a core from whoever else wants it. Python takes up to
