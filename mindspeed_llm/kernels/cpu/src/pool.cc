@@ -2,6 +2,7 @@
 // set by an environment variable read before the library is loaded; with several ranks per core that spinning costs
 // more than the work. Here waiting threads spin for a time that the program chooses: none when ranks share cores.
 #include <pthread.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <atomic>
@@ -151,9 +152,17 @@ Pool &pool() {
   return *g_pool;
 }
 
+// Large buffers lie on huge pages where the system has them: packed operands are read from end to end again and again, and
+// addresses of small pages that have left the processor's table cost much on a virtual machine.
 void *aligned(size_t bytes) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const bool large = bytes > kHugePage / 4;
+  if (large) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void *p = nullptr;
-  if (posix_memalign(&p, 64, bytes > 0 ? bytes : 64) != 0) throw std::bad_alloc();
+  if (posix_memalign(&p, large ? kHugePage : 64, bytes > 0 ? bytes : 64) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (large) madvise(p, bytes, MADV_HUGEPAGE);  // a wish: without it only time is lost
+#endif
   return p;
 }
 
