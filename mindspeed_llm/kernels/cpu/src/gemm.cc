@@ -17,7 +17,9 @@ void whole_depth(const ProductKernel &f, Product g) {
   constexpr i64 kPackedBytes = i64{24} << 20, kLeast = 512, kColumnStep = 32;
   const i64 most = std::max(kLeast, kPackedBytes / f.packed_bytes(g.dt, kLeast, g.K) * kLeast);
   const i64 height = round_up(ceil_div(g.M, ceil_div(g.M, most)), f.rows);
-  const i64 across = ceil_div(g.N, f.columns), width = round_up(ceil_div(g.N, across), kColumnStep);
+  // narrower tasks where there would be few: threads that are not equally fast still end at about the same time
+  const i64 across = std::max(ceil_div(g.N, f.columns), std::min(ceil_div(g.N, f.least_columns), i64{8} * num_threads()));
+  const i64 width = round_up(ceil_div(g.N, across), kColumnStep);
   const size_t bytes = static_cast<size_t>(f.packed_bytes(g.dt, height, g.K));
   Scratch scratch(Scratch::padded(bytes));
   g.packed = scratch.take<char>(bytes);
