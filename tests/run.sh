@@ -6,4 +6,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash examples/mindspore/glm4/setup_env.sh --dev
 source examples/mindspore/glm4/common.sh
+unset PYTHONDONTWRITEBYTECODE   # dozens of processes would each compile what they import, pytest every test
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

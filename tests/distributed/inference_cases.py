@@ -38,6 +38,7 @@ from tests.inference.tiny_job import configs
 from tests.serving.launched import serve_beside
 
 PROMPTS = ("A. one", "Answer: what is the one choice about (with) questions?", "D")
+HEARTBEAT, LATER = 0.05, 0.15     # seconds
 
 
 class SlowUser:
@@ -45,7 +46,7 @@ class SlowUser:
 
     def __iter__(self) -> Iterator[str]:
         for line in ("A. one\n", "", "B. 你好\n"):
-            time.sleep(0.4)
+            time.sleep(LATER)
             if line:
                 yield line
 
@@ -118,7 +119,7 @@ def served(generator: Generator) -> dict:
             engine.submit(request)
 
     def user() -> None:
-        time.sleep(0.3)     # longer than a heartbeat
+        time.sleep(LATER)
         for request in requests[:2]:
             engine.submit(request)
 
@@ -146,7 +147,7 @@ def everything(folder: str, flags: str, batch_size: int) -> dict | None:
     """What rank 0 gets, of everything, in the `folder` that tests/inference/tiny_job.py writes; benchmarks in batches of
     so many questions.
     """
-    with patch.object(terminal, "HEARTBEAT", 0.1), patch.object(engines, "HEARTBEAT", 0.1):
+    with patch.object(terminal, "HEARTBEAT", HEARTBEAT), patch.object(engines, "HEARTBEAT", HEARTBEAT):
         loaded = load(configs("inference", Path(folder), *flags.split()))
         found = generation(loaded) | {"benchmarks": benchmarks(Path(folder), flags.split(), batch_size),
                                       "served": served(loaded.generator())}

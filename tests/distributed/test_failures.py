@@ -38,8 +38,10 @@ class Outcome:
 def started(command, folder, **variables):
     """A job (process, mark) in `folder`, ended at the latest on leaving; its processes carry the mark."""
     mark = f"job-{folder}"
+    # a shell's background job, which these tests may be, ignores SIGINT, and so does what it starts
     process = subprocess.Popen(
-        [str(word) for word in command], cwd=folder, env=script_environment(JOB_MARK=mark, **variables), text=True,
+        ["env", "--default-signal=INT", *map(str, command)], cwd=folder, text=True,
+        env=script_environment(JOB_MARK=mark, **variables),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process, mark
@@ -53,7 +55,7 @@ def pretraining(folder, *flags, **variables):
     """The 8K script on a tiny model, as `started`."""
     write_ramps(folder / "text_document")
     command = ["bash", EXAMPLES / "pretrain_glm4_8k_ms.sh", "--train-iters", 1000000, "--seq-length", 64,
-               "--max-position-embeddings", 64, "--global-batch-size", 8, *flags]
+               "--max-position-embeddings", 64, "--global-batch-size", 2, *flags]
     with started(command, folder, MASTER_PORT=free_port(), CKPT_LOAD_DIR="", DATA_PATH=folder / "text_document",
                  TOKENIZER_PATH=folder, **variables) as job:
         yield job

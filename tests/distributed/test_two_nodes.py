@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tests.training.tiny_job import write_ramps
 
 SECONDS = 240  # the scheduler's heartbeat is 10 s; a loaded machine starts and ends a job slowly
 SCRIPT = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4" / "pretrain_glm4_8k_ms.sh"
-FLAGS = ("--train-iters 3 --seq-length 64 --max-position-embeddings 64 --global-batch-size 8 --lr 1e-3 --vocab-size 1024 "
+FLAGS = ("--train-iters 3 --seq-length 64 --max-position-embeddings 64 --global-batch-size 4 --lr 1e-3 --vocab-size 1024 "
          "--log-interval 1").split()
 
 
@@ -32,12 +34,9 @@ def _unavailable():
     return None
 
 
-@pytest.fixture
+@contextmanager
 def nodes():
     """Names of two namespaces; 10.77.0.1 is the first, 10.77.0.2 the second."""
-    reason = _unavailable()
-    if reason:
-        pytest.skip(reason)
     tag = uuid.uuid4().hex[:6]
     names, ends = (f"n0{tag}", f"n1{tag}"), (f"v0{tag}", f"v1{tag}")
 
@@ -86,41 +85,62 @@ def _losses(output):
     return re.findall(r"lm loss: (\S+) \|.*grad norm: (\S+) \|", output)
 
 
-def test_two_nodes_train_like_one_process(nodes, tmp_path):
-    data = tmp_path / "text_document"
+def trained(folder):
+    """Statuses and terminals of the nodes of a job that ends well, and the terminal of one process that does the same."""
+    data = folder / "text_document"
     write_ramps(data)
-    # no shared storage: each node saves what its own ranks need
-    jobs = _start_nodes(nodes, tmp_path, "--no-shared-storage", data=data)
-    one = _start(tmp_path / "one", [], data=data, NPUS_PER_NODE=1, TP=1, PP=1, CKPT_SAVE_DIR=tmp_path / "one" / "ckpt")
-    outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(outputs)
-    output = one.communicate(timeout=SECONDS)[0]
-    assert one.returncode == 0, output
-    assert len(_losses(output)) == 3
+    with nodes() as names:
+        # no shared storage: each node saves what its own ranks need
+        jobs = _start_nodes(names, folder, "--no-shared-storage", data=data)
+        one = _start(folder / "one", [], data=data, NPUS_PER_NODE=1, TP=1, PP=1, CKPT_SAVE_DIR=folder / "one" / "ckpt")
+        outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
+        return folder, [job.returncode for job in jobs], outputs, one.communicate(timeout=SECONDS)[0]
+
+
+def killed(folder):
+    """Statuses and terminals of the nodes of a job whose last rank is killed, and its processes that are left."""
+    data, mark = folder / "text_document", f"job-{folder}"
+    write_ramps(data)
+    with nodes() as names:
+        jobs = _start_nodes(names, folder, "--train-iters", "1000000", "--global-batch-size", "2", data=data, JOB_MARK=mark)
+        try:
+            os.kill(workers_after_steps(jobs[0], mark, 4)[3], signal.SIGKILL)
+            outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
+            return [job.returncode for job in jobs], outputs, processes_of(mark)
+        finally:
+            end(processes_of(mark))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """`{name: future of what its function returns}`: both jobs at once, of which the one waits for heartbeats."""
+    reason = _unavailable()
+    if reason:
+        pytest.skip(reason)
+    with ThreadPoolExecutor() as pool:
+        yield {job.__name__: pool.submit(job, tmp_path_factory.mktemp(job.__name__)) for job in (killed, trained)}
+
+
+def test_two_nodes_train_like_one_process(outcomes):
+    folder, statuses, outputs, output = outcomes["trained"].result()
+    assert statuses == [0, 0], "\n".join(outputs)
+    assert len(_losses(output)) == 3, output
     assert "[INFO] DISTRIBUTED" not in outputs[0]   # MindSpore's last words, which the log has
     for two_nodes, one_process in zip(_losses(outputs[0]), _losses(output), strict=True):
         for mine, theirs in zip(two_nodes, one_process, strict=True):
             assert float(mine) == pytest.approx(float(theirs), rel=2e-5, abs=1e-3)
     for rank in range(2):
-        with open_checkpoint(tmp_path / f"node{rank}" / "ckpt") as saved:
+        with open_checkpoint(folder / f"node{rank}" / "ckpt") as saved:
             present = {path.name for path in saved.directory.iterdir() if path.is_dir()}
         assert present == {f"mp_rank_0{tp}_00{rank}" for tp in range(2)}
 
 
-def test_rank_killed_on_one_node_ends_both(nodes, tmp_path):
-    data, mark = tmp_path / "text_document", f"job-{tmp_path}"
-    write_ramps(data)
-    jobs = _start_nodes(nodes, tmp_path, "--train-iters", "1000000", data=data, JOB_MARK=mark)
-    try:
-        workers = workers_after_steps(jobs[0], mark, 4)
-        os.kill(workers[3], signal.SIGKILL)
-        outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
-        assert all(job.returncode != 0 for job in jobs), outputs
-        # the node itself knows the rank and why; the other one knows whom it lost
-        reports = [output.split("error: the job failed")[1] for output in outputs]
-        assert " on node 1;" in reports[1] and "rank 3" in reports[1], outputs[1][-2000:]
-        assert "rank 3 stopped answering: see the terminal of node 1" in reports[0], outputs[0][-2000:]
-        assert "stopped answering" in reports[0].splitlines()[1]  # the cause comes before what followed from it
-        assert processes_of(mark) == {}
-    finally:
-        end(processes_of(mark))
+def test_rank_killed_on_one_node_ends_both(outcomes):
+    statuses, outputs, left = outcomes["killed"].result()
+    assert 0 not in statuses, outputs
+    # the node itself knows the rank and why; the other one knows whom it lost
+    reports = [output.split("error: the job failed")[1] for output in outputs]
+    assert " on node 1;" in reports[1] and "rank 3" in reports[1], outputs[1][-2000:]
+    assert "rank 3 stopped answering: see the terminal of node 1" in reports[0], outputs[0][-2000:]
+    assert "stopped answering" in reports[0].splitlines()[1]  # the cause comes before what followed from it
+    assert left == {}

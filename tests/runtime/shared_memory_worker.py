@@ -1,6 +1,8 @@
-"""One rank of the tests in test_shared_memory.py: `worker.py scenario rank size directory`. Exits non-zero on failure.
+"""The ranks of a test in test_shared_memory.py: `worker.py scenario size directory`, forks of this process, each of which
+exits non-zero on failure. It prints how each ended, on a line: rank, exit code, when by the monotonic clock.
 
-Ranks find each other through files in `directory`; numpy only, MindSpore is never imported.
+Ranks find each other through files in `directory` and keep their errors in error-RANK there; numpy only, MindSpore is
+never imported.
 """
 
 import os
@@ -8,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +87,17 @@ class Rank:
 
 def values(seed, dtype: str, shape) -> np.ndarray:
     """Random numbers that every rank can make again; wide range, so that the order of a sum matters."""
+    numbers = drawn(seed, shape, dtype.startswith("int"))
+    return to_bf16(numbers.astype(np.float32)) if dtype == "bfloat16" else numbers.astype(NUMPY[dtype])
+
+
+@cache
+def drawn(seed, shape, whole: bool) -> np.ndarray:
+    """The numbers of `values`, which its dtypes share."""
     random = np.random.default_rng(seed)
-    if dtype.startswith("int"):
-        return random.integers(-1000, 1000, shape).astype(NUMPY[dtype])
-    drawn = random.standard_normal(shape) * np.exp2(random.integers(-6, 6, shape))
-    return to_bf16(drawn.astype(np.float32)) if dtype == "bfloat16" else drawn.astype(NUMPY[dtype])
+    if whole:
+        return random.integers(-1000, 1000, shape)
+    return random.standard_normal(shape) * np.exp2(random.integers(-6, 6, shape))
 
 
 def to_bf16(array):
@@ -134,7 +143,7 @@ def collectives(me: Rank):
 
 def large(me: Rank):
     """More than all blocks together, several times over; and one message of that size."""
-    parts = [values(rank, "float32", 5_000_003) for rank in range(me.size)]
+    parts = [values(rank, "float32", 2_500_003) for rank in range(me.size)]
     same(me.all_reduce(parts[me.rank]), expected(parts, "float32", "sum"))
     same(me.all_gather(parts[me.rank]), np.stack(parts))
     same(me.reduce_scatter(np.stack([parts[me.rank]] * me.size)), expected(parts, "float32", "sum"))
@@ -327,8 +336,25 @@ def two_hosts(me: Rank):
     same(me.all_gather(np.array([me.rank]), pair)[:, 0], np.array(me.joined.ranks))
 
 
+def fork(size: int, directory: Path) -> int:
+    """Returns in the ranks only, each with its number; this process waits for them and ends."""
+    ranks = {}
+    for rank in range(size):
+        process = os.fork()
+        if process == 0:
+            error = os.open(directory / f"error-{rank}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(error, 2)
+            return rank
+        ranks[process] = rank
+    while ranks:
+        process, status = os.wait()
+        print(ranks.pop(process), os.waitstatus_to_exitcode(status), time.monotonic(), flush=True)
+    os._exit(0)
+
+
 def main():
-    scenario, rank, size, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    scenario, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    rank = fork(size, directory)
     if scenario == "refused" and rank == 1:
         os.environ["MINDSPEED_LLM_SHARED_MEMORY"] = "0"
     if scenario == "two_hosts":

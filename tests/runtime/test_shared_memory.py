@@ -1,6 +1,7 @@
 """The shared memory transport between real processes: exact results, order, and errors instead of hangs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,30 +26,23 @@ def library():
 
 def run(scenario: str, ranks: int, directory: Path, limit: float = 30, **env: str):
     """Run a scenario; returns per rank (exit code, last line of stderr, seconds until its end)."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
-    errors = [open(directory / f"error-{rank}", "w+", encoding="utf-8") for rank in range(ranks)]
     started = time.monotonic()
-    workers = [subprocess.Popen([sys.executable, str(WORKER), scenario, str(rank), str(ranks), str(directory)],
-                                env=environment, stderr=error, stdin=subprocess.DEVNULL)
-               for rank, error in enumerate(errors)]
-    ended = [None] * ranks
+    job = subprocess.Popen([sys.executable, str(WORKER), scenario, str(ranks), str(directory)], text=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+                           stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        while None in ended and time.monotonic() - started < limit:
-            for rank, worker in enumerate(workers):
-                if ended[rank] is None and worker.poll() is not None:
-                    ended[rank] = time.monotonic() - started
-            time.sleep(0.01)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+        told = job.communicate(timeout=limit)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        told = job.communicate()[0]
+    ended = {int(rank): (int(code), float(end) - started) for rank, code, end in map(str.split, told.splitlines())}
     results = []
-    for rank, error in enumerate(errors):
-        error.seek(0)
-        text = error.read().strip()
-        error.close()
-        assert ended[rank] is not None, f"rank {rank} still ran after {limit} s: {text}"
-        results.append((workers[rank].returncode, text.splitlines()[-1] if text else "", ended[rank]))
+    for rank in range(ranks):
+        error = directory / f"error-{rank}"
+        text = error.read_text(encoding="utf-8").strip() if error.exists() else ""
+        assert rank in ended, f"rank {rank} still ran after {limit} s: {text}"
+        code, end = ended[rank]
+        results.append((code, text.splitlines()[-1] if text else "", end))
     return results
 
 

@@ -23,7 +23,7 @@ cd "$QUICKSTART_DIR"
 
 PRETRAIN_ITERS=250 TUNE_ITERS=110 SAMPLES=() BOUNDS=(--most-before 0.35 --least-after 0.80)
 if [[ "$QUICKSTART_FAST" == 1 ]]; then
-    PRETRAIN_ITERS=6 TUNE_ITERS=4 SAMPLES=(--max-eval-samples 8) BOUNDS=()
+    PRETRAIN_ITERS=3 TUNE_ITERS=2 SAMPLES=(--max-eval-samples 8) BOUNDS=()
 fi
 
 # job NAME COMMAND...: run once; time and output are kept, and an interrupted job runs again.

@@ -92,7 +92,12 @@ def layout(name: str) -> None:
     if "pairs" in name:
         read_nothing()
     cross_entropy.LOGITS_ROWS = 24 if name == "head in chunks" else 4096
-    training.run(parse("pretrain", f"{TINY} {LAYOUTS[name]}".split()))
+    flags = [*TINY.split(), *LAYOUTS[name].split()]
+    parallel = parse("pretrain", flags).parallel
+    # two micro-batches show all that four do but for a pipeline, which is filled, at work, and emptied
+    microbatches = 2 * parallel.pipeline_model_parallel_size if parallel.pipeline_model_parallel_size > 1 else 2
+    replicas = parallel.data_parallel_size(collectives.launched_ranks())
+    training.run(parse("pretrain", [*flags, "--global-batch-size", str(min(8, replicas * microbatches))]))
     ms.runtime.synchronize()
 
 
