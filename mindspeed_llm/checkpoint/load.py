@@ -172,6 +172,11 @@ class Checkpoint:
         """Copy `boxes` of weight `name` into the flat buffer `out`, which has the saved dtype."""
         self._fill(name, "weight", boxes, out)
 
+    def forget(self, name: str) -> None:
+        """Nobody will read weight `name` again soon: its pages leave the system's cache."""
+        for relative, key, _ in self._holders(name, "weight"):
+            self._file(relative).forget(key)
+
     def read_optimizer(self, spec: TensorSpec, rank: int, size: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Optimizer state of flat elements [start, stop) of the tensor of `spec` that `rank` of `size` holds.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.checkpoint.ahead import Flusher, ahead
+from mindspeed_llm.checkpoint.ahead import Flusher, ahead, drop_cached
 from mindspeed_llm.config.errors import UserError, writing
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -108,6 +108,14 @@ class SafetensorsFile:
         first = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
         if entry.stop > first:
             self._map.madvise(mmap.MADV_DONTNEED, first, entry.stop - first)
+
+    def forget(self, name: str) -> None:
+        """Drop the pages of `name` from the system's cache too: nobody will read it again soon."""
+        self.release(name)
+        entry = self.tensors[name]
+        if entry.stop > entry.start:    # for a count of 0 the system takes the rest of the file
+            with open(self.path, "rb", buffering=0) as file:
+                drop_cached(file.fileno(), entry.start, entry.stop - entry.start)
 
     def crc32(self, name: str) -> int:
         """CRC-32 of the bytes of `name`."""
@@ -248,6 +256,7 @@ class SafetensorsWriter:
                 if error := self._flusher.close():
                     raise error
                 os.fsync(self._file.fileno())
+                self._flusher.forget(self.size)
                 self._file.close()
                 os.replace(self._temporary, self.path)
         except BaseException:

@@ -139,6 +139,11 @@ class HfDirectory:
         for name in {piece.name for piece in pieces} - {None}:
             self._where[name].release(name)
 
+    def forget(self, pieces: Sequence[Piece]) -> None:
+        """Nobody will read `pieces` again soon: their pages leave the system's cache."""
+        for name in {piece.name for piece in pieces} - {None}:
+            self._where[name].forget(name)
+
     def read(self, mapped: Mapped, rank: int, size: int, dtype: str | None = None,
              out: np.ndarray | None = None) -> StoredTensor:
         """An mcore tensor, as `WeightSource.read` gives it.

@@ -117,6 +117,36 @@ def test_tensors_in_parts_are_made_ahead(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
 
 
+def test_what_is_on_the_disk_leaves_the_cache(tmp_path, monkeypatch) -> None:
+    """A large file's bytes, each after a sync that covered it; nothing of a small file; a tensor of one that was read."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(ahead, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *rest: calls.append(rest))
+    data = np.arange(500, dtype=np.float32)
+    write(tmp_path / "small", {"x": data[:100]})
+    assert calls == []
+    write(tmp_path / "f", {"before": data, "x": data})
+    size = (tmp_path / "f").stat().st_size
+    assert calls[-1] == (0, size, os.POSIX_FADV_DONTNEED) and len(calls) > 1
+    assert all(start == 0 and 1000 <= count <= size for start, count, _ in calls)
+    with SafetensorsFile(tmp_path / "f") as file:
+        file.forget("x")
+        assert calls[-1] == (size - data.nbytes, data.nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def test_a_file_system_that_takes_no_advice(tmp_path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(ahead, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    data = np.arange(500, dtype=np.float32)
+    write(tmp_path / "f", {"x": data})
+    with SafetensorsFile(tmp_path / "f") as file:
+        file.forget("x")
+        assert np.array_equal(file.flat("x"), data)
+
+
 @pytest.mark.parametrize("refused", ["write", "fdatasync", "fsync"])
 def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path, monkeypatch, refused: str) -> None:
     """Whoever finds out: the write itself, the thread that hurries the data to the disk, or the last fsync."""

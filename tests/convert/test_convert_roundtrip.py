@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,28 @@ def test_large_tensors_are_converted_in_parts(tmp_path, monkeypatch, flag: str) 
         assert one.read_bytes() == other.read_bytes()
     to_hf(tmp_path / "parts", hf, model_type_hf=flag)
     assert_same_directory(hf, hf / "mg2hf")
+
+
+@pytest.mark.parametrize("flag", LAYOUTS)
+def test_every_weight_leaves_the_cache_once_after_its_last_reader(tmp_path, monkeypatch, flag: str) -> None:
+    """Both ways, with two ranks that read the same tensors, and layouts that cut one mcore tensor into several."""
+    touched: list[tuple[str, str, str]] = []
+    for action in ("flat", "read", "forget"):
+        def note(self, name, *rest, action=action, original=getattr(SafetensorsFile, action)):
+            touched.append((action, self.path.parent.name + self.path.name, name))
+            return original(self, name, *rest)
+        monkeypatch.setattr(SafetensorsFile, action, note)
+    hf = write_hf(tmp_path / "hf", *LAYOUTS[flag], "bf16", 2)
+    steps = ((to_mcore, (hf, tmp_path / "mg"), {"target_tensor_parallel_size": 2}), (to_hf, (tmp_path / "mg", hf), {}))
+    for convert, folders, changes in steps:
+        touched.clear()
+        convert(*folders, model_type_hf=flag, **changes)
+        actions = defaultdict(list)
+        for action, *weight in touched:
+            if weight[1] not in find_layout(flag).buffers:
+                actions[tuple(weight)].append(action)
+        assert len(actions) > 10
+        assert all(found.index("forget") == len(found) - 1 for found in actions.values())
 
 
 def test_layouts_give_the_same_mcore_tensors(tmp_path) -> None:

@@ -129,6 +129,8 @@ def _shard(source: HfDirectory, mapped: Mapped, rank: int, size: int, dtype: str
                 raise UserError(f"--params-dtype {dtype}: {spec.name}: {error}") from None
             progress.update(result.nbytes)
             yield result
+        if rank == size - 1:    # the others have taken their parts
+            source.forget(mapped.pieces)
 
     return LazyTensor(dtype or own, shape, parts)
 

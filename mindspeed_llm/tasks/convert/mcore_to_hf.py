@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -85,12 +85,13 @@ def _write_directory(checkpoint: Source, original: HfDirectory, mapped: list[Map
 def _write_shards(checkpoint: Source, original: HfDirectory, mapped: list[Mapped], tensors: dict[str, Tensor],
                   shards: list[Shard], staging: Path) -> None:
     boxes = _hf_boxes(mapped)
+    readers = Counter(name for parts in boxes.values() for name in parts)
     total = sum(tensor.nbytes for tensor in tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="mcore -> hf", mininterval=1.0) as progress:
         for shard in shards:
             heads = [(name, SAFETENSORS_DTYPES[tensors[name].dtype], tensors[name].shape) for name in shard.names]
             with SafetensorsWriter(staging / shard.file, heads, shard.metadata) as writer:
-                writer.write_all(_assemble(checkpoint, name, boxes[name], tensors[name], progress) if name in boxes
+                writer.write_all(_assemble(checkpoint, name, boxes[name], tensors[name], readers, progress) if name in boxes
                                  else _buffer(original, name, shard.file, tensors[name], progress)
                                  for name in shard.names)
 
@@ -108,9 +109,9 @@ def _hf_boxes(mapped: list[Mapped]) -> dict[str, dict[str, list[Box]]]:
     return dict(boxes)
 
 
-def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor: Tensor, progress: tqdm
+def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor: Tensor, readers: Counter, progress: tqdm
               ) -> Iterator[np.ndarray]:
-    """The elements of an HF tensor, a run of rows at a time."""
+    """The elements of an HF tensor, a run of rows at a time. `readers` counts what tensors of an mcore one are to come."""
     own = checkpoint.dtype(next(iter(parts)))
     for start, stop in row_ranges(tensor.shape, NUMPY_DTYPES[own].itemsize):
         out = np.empty(stop - start, NUMPY_DTYPES[own])
@@ -122,6 +123,10 @@ def _assemble(checkpoint: Source, name: str, parts: dict[str, list[Box]], tensor
             raise UserError(f"{name}: {error}") from None
         progress.update(result.nbytes)
         yield result
+    for mcore_name in parts:
+        readers[mcore_name] -= 1
+        if not readers[mcore_name]:
+            checkpoint.forget(mcore_name)
 
 
 def _within(boxes: list[Box], start: int, stop: int) -> Iterator[Box]:

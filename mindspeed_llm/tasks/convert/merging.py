@@ -33,6 +33,10 @@ class MergedCheckpoint:
         if left:
             raise ValueError(f"{name} of shape {merged.shape} leaves {left} unfilled")
 
+    def forget(self, name: str) -> None:
+        """See `Checkpoint`; adapters are small."""
+        self._base.forget(name)
+
     @functools.lru_cache(maxsize=1)  # q, k and v are asked for one after another
     def _merged(self, name: str) -> np.ndarray:
         weight = self._base.read_global(name)
