@@ -95,18 +95,25 @@ def run_operators_in_caller() -> None:
     them calls sched_yield 3,000 times, as does the caller until they are done: time taken from our kernels and from the
     other ranks of the machine. MindSpore 2.10 has no setting for that, but the first operator makes the pool only if
     nobody else has (`ActorMgr::Initialize`, core/mindrt/include/actor/actormgr.h, which the wheel ships), and
-    one of a single thread makes operators run where they are called. Where the library lacks the names, the pool is
-    MindSpore's: slower, nothing else.
+    one of a single thread makes operators run where they are called. That thread too would begin with 300,000 calls of
+    sched_yield, but for `SetSpinCountMinValue` (core/mindrt/include/thread/threadpool.h). Where the libraries lack the
+    names, the pool is MindSpore's: slower, nothing else.
     """
+    libraries = Path(ms.__file__).parent / "lib"
     try:
-        core = ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libmindspore_core.so"))
+        core = ctypes.CDLL(str(libraries / "libmindspore_core.so"))
         manager = ctypes.c_char.in_dll(core, "_ZN9mindspore8ActorMgr8actorMgrE")
         initialize = core._ZN9mindspore8ActorMgr10InitializeEbmmmRKSt6vectorIiSaIiEE
+        sleep_early = core._ZN9mindspore10ThreadPool20SetSpinCountMinValueEv
+        pool = ctypes.CDLL(str(libraries / "plugin" / "libmindspore_ops_cpu.so")
+                           )._ZN9mindspore6kernel26GetActorMgrInnerThreadPoolEv
     except (OSError, AttributeError, ValueError):
         return
+    pool.restype, sleep_early.restype, sleep_early.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
     threads, queue = ctypes.c_size_t(1), ctypes.c_size_t(8192)
     no_cores = (ctypes.c_void_p * 3)()  # an empty std::vector<int>
     initialize(ctypes.byref(manager), ctypes.c_bool(True), threads, threads, queue, ctypes.byref(no_cores))
+    sleep_early(pool())
 
 
 def _ascend_present() -> bool:
