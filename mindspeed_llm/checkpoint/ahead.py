@@ -57,8 +57,8 @@ class _End:
 def drop_cached(descriptor: int, start: int, count: int) -> None:
     """`count` bytes of a file leave the system's cache: nobody will read them soon.
 
-    Files larger than memory, read or written once, push out what is in use; and pages that were not in use lately cost more
-    than those given back a moment ago, in a virtual machine that asks its host for them several times as much as the disk.
+    Files larger than memory push out what others use. And where a virtual machine has to ask its host for memory, pages that
+    were just given back are at hand, while new ones cost more than the disk (docs/benchmarks.md).
     """
     with contextlib.suppress(OSError):  # advice: where a file system takes none, it stays in the cache
         os.posix_fadvise(descriptor, start, count, os.POSIX_FADV_DONTNEED)

@@ -95,7 +95,7 @@ def layout(name: str) -> None:
     flags = [*TINY.split(), *LAYOUTS[name].split()]
     parallel = parse("pretrain", flags).parallel
     # two micro-batches show all that four do but for a pipeline, which is filled, at work, and emptied
-    microbatches = 2 * parallel.pipeline_model_parallel_size if parallel.pipeline_model_parallel_size > 1 else 2
+    microbatches = 2 * parallel.pipeline_model_parallel_size
     replicas = parallel.data_parallel_size(collectives.launched_ranks())
     training.run(parse("pretrain", [*flags, "--global-batch-size", str(min(8, replicas * microbatches))]))
     ms.runtime.synchronize()
