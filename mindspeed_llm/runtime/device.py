@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from mindspore import mint
 
 from mindspeed_llm.config.errors import UserError
 from mindspeed_llm.runtime import autograd
@@ -79,6 +80,17 @@ def on_cpu() -> bool:
 def dtype(name: str) -> ms.Type:
     """MindSpore's type for `fp32`, `bf16` or `fp16`."""
     return MS_DTYPES[name]
+
+
+def cast(tensor: ms.Tensor, wanted: ms.Type) -> ms.Tensor:
+    """`tensor` in another dtype, itself if it has that one. For where nothing is recorded: no gradient flows back.
+
+    On CPU MindSpore 2.10's Cast takes 0.7 ms however few the elements; its copy between types, with the same bits,
+    0.07 ms.
+    """
+    if tensor.dtype == wanted:
+        return tensor
+    return mint.empty(tensor.shape, dtype=wanted).copy_(tensor) if on_cpu() else tensor.astype(wanted)
 
 
 def peak_memory_mb() -> float:

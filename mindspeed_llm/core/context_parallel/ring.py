@@ -12,6 +12,7 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
+from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.autograd import Function
 from mindspeed_llm.runtime.collectives import Group, finish_exchange, start_exchange
 
@@ -75,7 +76,7 @@ class _RingAttention(Function):
                         merged[half].add(out[part], lse[:, :, part])
             if not last:
                 (visiting,) = finish_exchange(moving)
-        out = mint.cat([half.out for half in merged], dim=0).astype(q.dtype)
+        out = device.cast(mint.cat([half.out for half in merged], dim=0), q.dtype)
         ctx.save_for_backward(q, k, v, out, mint.cat([half.lse for half in merged], dim=2))
         ctx.args = (scale, group, cu_seqlens)
         return out
@@ -110,8 +111,8 @@ class _RingAttention(Function):
             if d_moving is not None:
                 d_visiting = d_visiting + finish_exchange(d_moving)[0]
         (d_own,) = finish_exchange(_start_shift(d_visiting, group))
-        return (mint.cat([_half(half, q, piece) for half in d_q], dim=0).astype(q.dtype),
-                d_own[:rows].astype(k.dtype), d_own[rows:].astype(v.dtype), None, None, None)
+        return (device.cast(mint.cat([_half(half, q, piece) for half in d_q], dim=0), q.dtype),
+                device.cast(d_own[:rows], k.dtype), device.cast(d_own[rows:], v.dtype), None, None, None)
 
 
 class _Partial:
@@ -122,7 +123,7 @@ class _Partial:
 
     def add(self, out: Tensor, lse: Tensor) -> None:
         """Take in the result over further keys."""
-        out = out.astype(mstype.float32)
+        out = device.cast(out, mstype.float32)
         if self.out is None:
             self.out, self.lse = out, lse
             return
@@ -154,7 +155,7 @@ def _add_halves(halves: list[Tensor | None], value: Tensor, rows: slice, piece: 
     for half in (0, 1):
         part = _overlap(rows, half, piece)
         if part is not None:
-            addend = value[part].astype(mstype.float32)
+            addend = device.cast(value[part], mstype.float32)
             halves[half] = addend if halves[half] is None else halves[half] + addend
 
 

@@ -10,6 +10,7 @@ from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
 from mindspeed_llm.config.parallel import ulysses_divides
+from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.autograd import Function
 from mindspeed_llm.runtime.collectives import Group, all_to_all
 
@@ -75,6 +76,6 @@ def _sum_groups(parts: list[Tensor], ranges: list[tuple[int, int]], groups: int)
     sums: list[Tensor | None] = [None] * groups
     for part, (low, high) in zip(parts, ranges, strict=True):
         for index in range(low, high):
-            addend = part[:, :, index - low:index - low + 1].astype(mstype.float32)
+            addend = device.cast(part[:, :, index - low:index - low + 1], mstype.float32)
             sums[index] = addend if sums[index] is None else sums[index] + addend
-    return mint.cat(sums, dim=2).astype(parts[0].dtype)
+    return device.cast(mint.cat(sums, dim=2), parts[0].dtype)

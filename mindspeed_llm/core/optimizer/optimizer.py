@@ -79,7 +79,7 @@ class ChunkState:
             return
         buffer = self.chunk.parameters.buffer
         for piece, master in zip(self.pieces, self.states["master"], strict=True):
-            master.copy_(buffer.slice(piece.offset, piece.offset + piece.length).astype(mstype.float32))
+            master.copy_(buffer.slice(piece.offset, piece.offset + piece.length))
 
 
 class Optimizer:

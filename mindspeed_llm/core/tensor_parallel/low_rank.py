@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspeed_llm import kernels
+from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.autograd import accumulate_grad
 from mindspeed_llm.runtime.memory import from_numpy
 
@@ -29,7 +30,7 @@ class Dropout:
         key = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:16], "little")
         draw = np.random.Generator(np.random.Philox(key=key)).random(x.shape, dtype=np.float32)
         factors = (draw >= self.rate) * np.float32(1 / (1 - self.rate))
-        return x * from_numpy(factors).astype(x.dtype)
+        return x * device.cast(from_numpy(factors), x.dtype)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, k
     heads_per_group = q.shape[2] // k.shape[2]
     probs, lse = _probabilities(q, k, scale, q_start, k_start, cu_seqlens)
     out = mint.matmul(probs, _heads_first(v, heads_per_group))
-    return out.transpose(2, 0, 1, 3).astype(q.dtype), lse
+    return _rows_first(out, q.dtype), lse
 
 
 def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, q_start: int,
@@ -39,8 +39,8 @@ def attention_bwd(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     d_scores = probs * (d_probs - delta) * scale
     d_q = mint.matmul(d_scores, _heads_first(k, heads_per_group))
     d_k = mint.matmul(d_scores.swapaxes(-1, -2), _heads_first(q, 1))
-    return (d_q.transpose(2, 0, 1, 3).astype(q.dtype), _sum_group(d_k, heads_per_group).astype(k.dtype),
-            _sum_group(d_v, heads_per_group).astype(v.dtype))
+    return (_rows_first(d_q, q.dtype), _rows_first(_sum_group(d_k, heads_per_group), k.dtype),
+            _rows_first(_sum_group(d_v, heads_per_group), v.dtype))
 
 
 def attention_cached(q: Tensor, k: Tensor, v: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
@@ -110,9 +110,16 @@ def _heads_first(x: Tensor, repeat: int) -> Tensor:
     return mint.broadcast_to(x.expand_dims(2), (batch, groups, repeat, seq, dim)).reshape(batch, -1, seq, dim)
 
 
+def _rows_first(x: Tensor, dtype: mstype.Type) -> Tensor:
+    """`x (B, N, S, D)` as `(S, B, N, D)`. No view: MindSpore 2.10's backward of a split takes a gradient's memory for rows in
+    order.
+    """
+    return device.cast(x.transpose(2, 0, 1, 3), dtype).contiguous()
+
+
 def _sum_group(x: Tensor, heads_per_group: int) -> Tensor:
     batch, heads, seq, dim = x.shape
-    return x.reshape(batch, heads // heads_per_group, heads_per_group, seq, dim).sum(axis=2).transpose(2, 0, 1, 3)
+    return x.reshape(batch, heads // heads_per_group, heads_per_group, seq, dim).sum(axis=2)
 
 
 def _scores(q, k, scale, q_start, k_start, cu_seqlens):
@@ -133,4 +140,4 @@ def _probabilities(q, k, scale, q_start, k_start, cu_seqlens):
     exponent = mint.exp(scores - highest) * visible
     total = exponent.sum(axis=-1, keepdims=True)
     lse = (highest + mint.log(total)).squeeze(-1)  # log(0) = -inf for a query without keys
-    return exponent / mint.clamp(total, min=1e-30), lse.astype(mstype.float32)
+    return exponent / mint.clamp(total, min=1e-30), f32(lse)

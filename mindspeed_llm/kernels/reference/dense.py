@@ -3,10 +3,12 @@
 from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
+from mindspeed_llm.runtime import device
+
 
 def f32(x: Tensor) -> Tensor:
     """`x` in fp32 (itself if it is)."""
-    return x if x.dtype == mstype.float32 else x.astype(mstype.float32)
+    return device.cast(x, mstype.float32)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -19,12 +21,13 @@ def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = mint.matmul(f32(rows(x)), f32(weight).swapaxes(0, 1))
     if bias is not None:
         out = out + f32(bias)
-    return out.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+    return device.cast(out, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def linear_dgrad(grad: Tensor, weight: Tensor) -> Tensor:
     """`grad (..., N)`, `weight (N, K)` -> gradient of the input `(..., K)`."""
-    return mint.matmul(f32(rows(grad)), f32(weight)).astype(grad.dtype).reshape(*grad.shape[:-1], weight.shape[1])
+    out = mint.matmul(f32(rows(grad)), f32(weight))
+    return device.cast(out, grad.dtype).reshape(*grad.shape[:-1], weight.shape[1])
 
 
 def linear_wgrad(grad: Tensor, x: Tensor, main_grad: Tensor, accumulate: bool = True) -> None:
@@ -41,7 +44,7 @@ def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     """`x (..., H)` -> (x / rms(x) * weight, reciprocal rms `(...)` in fp32). Zhang and Sennrich, 2019."""
     wide = f32(x)
     rstd = mint.rsqrt(mint.square(wide).mean(axis=-1) + eps)
-    return (wide * rstd.expand_dims(-1) * f32(weight)).astype(x.dtype), rstd
+    return device.cast(wide * rstd.expand_dims(-1) * f32(weight), x.dtype), rstd
 
 
 def add_rms_norm_fwd(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,13 +64,13 @@ def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, main_gra
     g = g * f32(weight)
     projection = (g * normed).mean(axis=-1, keep_dims=True)
     dx = (g - normed * projection) * rstd.expand_dims(-1)
-    return (dx if d_sum is None else dx + f32(d_sum)).astype(x.dtype)
+    return device.cast(dx if d_sum is None else dx + f32(d_sum), x.dtype)
 
 
 def swiglu_fwd(x: Tensor) -> Tensor:
     """`x (..., 2F)` -> silu(first half) * second half, `(..., F)`. Shazeer, "GLU Variants Improve Transformer", 2020."""
     gate, up = f32(x).chunk(2, -1)
-    return (gate * mint.sigmoid(gate) * up).astype(x.dtype)
+    return device.cast(gate * mint.sigmoid(gate) * up, x.dtype)
 
 
 def swiglu_bwd(grad: Tensor, x: Tensor) -> Tensor:
@@ -75,13 +78,14 @@ def swiglu_bwd(grad: Tensor, x: Tensor) -> Tensor:
     gate, up = f32(x).chunk(2, -1)
     g, sigmoid = f32(grad), mint.sigmoid(gate)
     d_gate = g * up * sigmoid * (1 + gate * (1 - sigmoid))
-    return mint.cat((d_gate, g * gate * sigmoid), dim=-1).astype(x.dtype)
+    return device.cast(mint.cat((d_gate, g * gate * sigmoid), dim=-1), x.dtype)
 
 
 def embedding_fwd(weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor:
     """Rows of `weight (V, H)` for `ids (...)`; zeros for ids outside `vocab_start .. vocab_start + V`."""
     local, inside = _local_ids(weight.shape[0], ids, vocab_start)
-    return (ops.gather(f32(weight), local, 0) * inside).astype(weight.dtype).reshape(*ids.shape, weight.shape[1])
+    out = ops.gather(f32(weight), local, 0) * inside
+    return device.cast(out, weight.dtype).reshape(*ids.shape, weight.shape[1])
 
 
 def embedding_wgrad(grad: Tensor, ids: Tensor, vocab_start: int, main_grad: Tensor, accumulate: bool = True) -> None:
@@ -91,9 +95,9 @@ def embedding_wgrad(grad: Tensor, ids: Tensor, vocab_start: int, main_grad: Tens
 
 
 def _local_ids(vocab: int, ids: Tensor, vocab_start: int) -> tuple[Tensor, Tensor]:
-    local = ids.reshape(-1).astype(mstype.int32) - vocab_start
+    local = device.cast(ids.reshape(-1), mstype.int32) - vocab_start
     inside = mint.logical_and(local >= 0, local < vocab)
-    return mint.clamp(local, 0, vocab - 1), inside.astype(mstype.float32).expand_dims(-1)
+    return mint.clamp(local, 0, vocab - 1), device.cast(inside, mstype.float32).expand_dims(-1)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 
 from mindspeed_llm.kernels.reference.dense import f32
+from mindspeed_llm.runtime import device
 
 
 def cross_entropy_stats(logits: Tensor, labels: Tensor, vocab_start: int) -> Tensor:
@@ -19,10 +20,11 @@ def cross_entropy_stats(logits: Tensor, labels: Tensor, vocab_start: int) -> Ten
 def cross_entropy_grad(logits: Tensor, labels: Tensor, vocab_start: int, lse: Tensor, grad: Tensor) -> Tensor:
     """`grad (T) * (softmax - one-hot)`, `(T, V)` in the logits' dtype; `lse (T)` is over the whole vocabulary."""
     probs = mint.exp(f32(logits) - lse.expand_dims(-1))
-    return ((probs - _one_hot(labels, vocab_start, logits.shape[-1])) * grad.expand_dims(-1)).astype(logits.dtype)
+    d_logits = (probs - _one_hot(labels, vocab_start, logits.shape[-1])) * grad.expand_dims(-1)
+    return device.cast(d_logits, logits.dtype)
 
 
 def _one_hot(labels: Tensor, vocab_start: int, vocab: int) -> Tensor:
-    local = labels.astype(mstype.int32) - vocab_start
+    local = device.cast(labels, mstype.int32) - vocab_start
     columns = Tensor(np.arange(vocab, dtype=np.int32))
-    return mint.eq(columns.expand_dims(0), local.expand_dims(-1)).astype(mstype.float32)
+    return f32(mint.eq(columns.expand_dims(0), local.expand_dims(-1)))

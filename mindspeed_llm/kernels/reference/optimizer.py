@@ -19,7 +19,7 @@ def adamw(param: Tensor, master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_
     update = exp_avg / denominator * (lr / (1 - beta1**step))
     master.copy_(master * (1 - lr * weight_decay) - update)
     if param is not master:
-        param.copy_(master.astype(param.dtype))
+        param.copy_(master)
 
 
 def sum_squares(tensors: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from mindspore import Tensor, mint
 
 from mindspeed_llm.kernels.reference.dense import f32
+from mindspeed_llm.runtime import device
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
@@ -18,7 +19,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
     if inverse:
         sin = -sin
     turned = mint.cat(((even * cos - odd * sin).expand_dims(-1), (even * sin + odd * cos).expand_dims(-1)), dim=-1)
-    turned = turned.reshape(seq, batch, heads, rotary).astype(x.dtype)
+    turned = device.cast(turned.reshape(seq, batch, heads, rotary), x.dtype)
     return turned if rotary == x.shape[-1] else mint.cat((turned, x[..., rotary:]), dim=-1)
 
 

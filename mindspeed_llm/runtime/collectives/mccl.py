@@ -14,6 +14,7 @@ from mindspore import dtype as mstype
 from mindspore.mint import distributed as dist
 from mindspore.mint.distributed import distributed as dist_internals
 
+from mindspeed_llm.runtime import device
 from mindspeed_llm.runtime.collectives import Group
 from mindspeed_llm.runtime.memory import numpy_dtype
 
@@ -43,7 +44,7 @@ def all_reduce(tensor: Tensor, group: Group, op: str) -> Tensor:
         return Tensor.from_numpy(_array(all_gather(tensor, group)).reshape(group.size, *tensor.shape).max(axis=0))
     total = Tensor.from_numpy(_array(_wide(tensor)).copy())
     dist.all_reduce(total, group=group.name)
-    return total.astype(tensor.dtype)
+    return device.cast(total, tensor.dtype)
 
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
@@ -76,7 +77,7 @@ def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
             _receive(received, group, (group.rank - step) % group.size)
             total += received
     shape = (tensor.shape[0] // group.size, *tensor.shape[1:])
-    return Tensor.from_numpy(np.ascontiguousarray(total).reshape(shape)).astype(tensor.dtype)
+    return device.cast(Tensor.from_numpy(np.ascontiguousarray(total).reshape(shape)), tensor.dtype)
 
 
 def start_all_reduce(tensor: Tensor, group: Group):
@@ -140,7 +141,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == mstype.float32 else tensor.astype(mstype.float32)
+    return device.cast(tensor, mstype.float32)
 
 
 def _send(array: np.ndarray, group: Group, member: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mindspore import Tensor, mint
 
 from mindspeed_llm.config.preference import PreferenceConfig
+from mindspeed_llm.runtime import device
 from mindspeed_llm.training.passes import Metrics
 
 METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
@@ -45,7 +46,7 @@ def pair_metrics(config: PreferenceConfig, scores: Tensor, logps: Tensor) -> Met
     The names are those of Hugging Face's TRL, https://huggingface.co/docs/trl/dpo_trainer
     """
     chosen, rejected = halves(config.dpo_beta * scores)
-    values = (chosen, rejected, (chosen > rejected).astype(chosen.dtype), chosen - rejected, *halves(logps))
+    values = (chosen, rejected, device.cast(chosen > rejected, chosen.dtype), chosen - rejected, *halves(logps))
     return {name: value.mean() for name, value in zip(METRICS, values, strict=True)}
 
 
