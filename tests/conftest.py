@@ -23,6 +23,9 @@ LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_
            "tests/scripts/test_long_scripts.py")
 
 
+WORLDS = (1, 2, 4, 8)     # sizes of resident ranks
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the long tables too (tests marked `full`)")
 
@@ -61,14 +64,16 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """`ranks(world)`: the resident ranks of a world size, for all tests of the session."""
-    pools = {}
     base = tmp_path_factory.getbasetemp()
     with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("ranks.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # a second set of ranks would take the memory and the time once more
             pytest.fail("two test processes use `ranks`: is the file of this test in ON_RANKS of tests/conftest.py?")
-        yield lambda world: pools.setdefault(world, RankPool(world))
+        pools = {world: RankPool(world) for world in WORLDS}
+        for pool in pools.values():     # at once, for ranks sleep most of the five seconds in which they join
+            pool.start()
+        yield pools.__getitem__
         for pool in pools.values():
             pool.close()
 

@@ -142,11 +142,23 @@ class Add(Function):
         return None, grad, grad
 
 
-def _split_qkv(qkv: Tensor, groups: int, heads_per_group: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    seq, batch, _ = qkv.shape
-    grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
-    return tuple(part.reshape(seq, batch, -1, head_dim)
-                 for part in mint.split(grouped, [heads_per_group, 1, 1], dim=3))
+class SplitQKV(Function):
+    """The gradient is put together here: MindSpore 2.10's backward of a split takes the memory of a gradient for its rows in
+    order, also that of a view.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv, groups, heads_per_group, head_dim):
+        seq, batch, _ = qkv.shape
+        ctx.parts = [(seq, batch, groups, heads, head_dim) for heads in (heads_per_group, 1, 1)]
+        grouped = qkv.reshape(seq, batch, groups, heads_per_group + 2, head_dim)
+        return tuple(part.reshape(seq, batch, -1, head_dim)
+                     for part in mint.split(grouped, [heads_per_group, 1, 1], dim=3))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grads = [grad.reshape(part) for grad, part in zip(grads, ctx.parts, strict=True)]
+        return mint.cat(grads, dim=3).reshape(*ctx.parts[0][:2], -1), None, None, None
 
 
 def build(p) -> dict:
@@ -158,7 +170,7 @@ def build(p) -> dict:
         "swiglu": lambda x: SwiGLU.apply(p, x),
         "rope": lambda x, cos, sin: Rope.apply(p, x, cos, sin),
         "qkv_rope": lambda qkv, *args: QKVRope.apply(p, qkv, *args),
-        "split_qkv": _split_qkv,
+        "split_qkv": SplitQKV.apply,
         "attention": lambda q, k, v, scale, cu_seqlens=None: Attention.apply(p, q, k, v, scale, cu_seqlens),
         "embedding": lambda weight, ids, vocab_start=0: Embedding.apply(p, weight, ids, vocab_start),
         "add": lambda x, y: Add.apply(p, x, y),

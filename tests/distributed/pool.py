@@ -66,7 +66,7 @@ nursery = cache(Nursery)
 
 
 class RankPool:
-    """`world` CPU ranks, one thread each, started at the first case."""
+    """`world` CPU ranks, one thread each, started by `start` or at the first case."""
 
     def __init__(self, world: int) -> None:
         self.world = world
@@ -76,7 +76,8 @@ class RankPool:
     def run(self, case: str, *arguments: object, seconds: float = CASE_SECONDS) -> list:
         """What `module:function` returns for the JSON `arguments`, by rank. Raises CaseFailed."""
         if not self._processes:
-            self._start()
+            self.start()
+        self._meet()
         message = json.dumps([case, arguments]).encode()
         try:
             for rank in self._ranks.values():
@@ -92,23 +93,27 @@ class RankPool:
             nursery().end(self._processes)
             for rank in self._ranks.values():
                 rank.close()
+            self._listener.close()
             self._folder.cleanup()
             self._processes, self._ranks = [], {}
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have the ranks started; they join each other while the caller goes on."""
         self._folder = tempfile.TemporaryDirectory(prefix="ranks_")
         folder = Path(self._folder.name)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(folder / "host"))
-            listener.listen(self.world)
-            listener.settimeout(START_SECONDS)
-            self._processes = nursery().start(folder, self.world)
-            while len(self._ranks) < self.world:
-                try:
-                    rank = connection.Connection(listener.accept()[0].detach())
-                except TimeoutError as error:
-                    raise self._failure(f"{self.world} ranks did not start") from error
-                self._ranks[json.loads(rank.recv_bytes())] = rank
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "host"))
+        self._listener.listen(self.world)
+        self._listener.settimeout(START_SECONDS)
+        self._processes = nursery().start(folder, self.world)
+
+    def _meet(self) -> None:
+        while len(self._ranks) < self.world:
+            try:
+                rank = connection.Connection(self._listener.accept()[0].detach())
+            except TimeoutError as error:
+                raise self._failure(f"{self.world} ranks did not start") from error
+            self._ranks[json.loads(rank.recv_bytes())] = rank
 
     def _collect(self, waiting: dict[int, connection.Connection], until: float, case: str) -> dict[int, dict]:
         replies = {}

@@ -71,7 +71,8 @@ evaluate() {
         --seq-length "$LENGTH" --num-shots 0 --evaluation-batch-size 32 "${SAMPLES[@]}"
 }
 job evaluate_before evaluate ./ckpt_pretrained
-NPUS_PER_NODE=4 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_tuned DATA_PATH=dataset/tune \
+# on fewer ranks: any layout loads a checkpoint
+NPUS_PER_NODE=2 PP=1 CKPT_LOAD_DIR=./ckpt_pretrained CKPT_SAVE_DIR=./ckpt_tuned DATA_PATH=dataset/tune \
     job tune bash "$SCRIPTS/tune_glm4_9b_32k_full_ms.sh" --seq-length 64 --max-position-embeddings "$LENGTH" \
     --rotary-base 10000 --train-iters "$TUNE_ITERS" --global-batch-size 32 --micro-batch-size 16 --lr 1e-3 --min-lr 1e-4 \
     --lr-warmup-fraction 0.1 --recompute-num-layers 1 --tensorboard-dir tensorboard/tune

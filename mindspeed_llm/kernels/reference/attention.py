@@ -111,10 +111,8 @@ def _heads_first(x: Tensor, repeat: int) -> Tensor:
 
 
 def _rows_first(x: Tensor, dtype: mstype.Type) -> Tensor:
-    """`x (B, N, S, D)` as `(S, B, N, D)`. No view: MindSpore 2.10's backward of a split takes a gradient's memory for rows in
-    order.
-    """
-    return device.cast(x.transpose(2, 0, 1, 3), dtype).contiguous()
+    """`x (B, N, S, D)` as `(S, B, N, D)`."""
+    return device.cast(x.transpose(2, 0, 1, 3), dtype)
 
 
 def _sum_group(x: Tensor, heads_per_group: int) -> Tensor:
