@@ -47,7 +47,7 @@ def test_every_split_reads_back_under_every_other(tmp_path, case: int, dtype: st
                     tensor = checkpoint.read(spec, rank, size)
                     assert tensor.dtype == dtype and np.array_equal(tensor.array, shard(whole, spec, rank, size))
                     count = tensor.array.size
-                    for start, stop in cuts(count, 3, rng):
+                    for start, stop in cuts(count, 3 if size < 4 else 1, rng):
                         found = checkpoint.read_optimizer(spec, rank, size, start, stop)
                         for kind, array in found.items():
                             wanted = shard(state[kind][spec.name], spec, rank, size).reshape(-1)[start:stop]

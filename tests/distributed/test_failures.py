@@ -91,8 +91,10 @@ def ended(folder, ranks, number, flags, _):
 
 RAISING = {     # which rank, where, flags
     "rank 1 reads bad data": (1, "data", PP2),       # before the first step
-    "rank 0 in forward": (0, "forward", PP2),        # its peer waits for activations
-    "rank 1 in backward": (1, "backward", TP2),      # its peer waits in a sum
+    "rank 0 in backward": (0, "backward", TP2),      # its peer waits in a sum
+}
+MORE_RAISING = {    # with --full
+    "rank 0 in forward": (0, "forward", PP2),        # its peer waits for activations, as that of the killed rank does
 }
 
 
@@ -111,10 +113,11 @@ def raised(folder, rank, place, parallel):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(tmp_path_factory, pytestconfig):
     """`{name: future Outcome}` of every job here."""
+    raising = RAISING | (MORE_RAISING if pytestconfig.getoption("--full") else {})
     jobs = {"killed": (killed,), **{name: (ended, *case) for name, case in ENDED.items()},
-            **{name: (raised, *case) for name, case in RAISING.items()}}
+            **{name: (raised, *case) for name, case in raising.items()}}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {name: pool.submit(function, tmp_path_factory.mktemp("job"), *case)
                for name, (function, *case) in jobs.items()}
@@ -136,9 +139,9 @@ def test_ended_script_leaves_nothing_running(name, outcomes):
     assert job.left == {}
 
 
-@pytest.mark.parametrize("name", RAISING)
+@pytest.mark.parametrize("name", [*RAISING, *(pytest.param(name, marks=pytest.mark.full) for name in MORE_RAISING)])
 def test_raising_rank_ends_the_job(name, outcomes):
-    rank, place, _ = RAISING[name]
+    rank, place, _ = (RAISING | MORE_RAISING)[name]
     job = outcomes[name].result()
     assert job.status != 0
     told = job.output.split("error: the job failed")[1]

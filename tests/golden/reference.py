@@ -3,6 +3,7 @@
 import json
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,24 @@ from mindspeed_llm.families import find_layout
 from mindspeed_llm.families.weight_map import mapped_tensors
 
 
+@cache
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, which nobody may change."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
 class Golden:
     """A record: model shape, `ids` and `labels (B, S)`, `weight/<name>`, `grad/<name>`, `loss`, `adamw_losses`,
     `adamw_grad_norms`, all of the whole model. Optional: `lengths (B)` of the rows, `cu_seqlens` of packed segments in
     every row. Default: Hugging Face's numbers, see make_golden.py. `lora`: the adapters that the model has, or None.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        with np.load(path or Path(__file__).with_name("golden.npz"), allow_pickle=False) as stored:
-            self._data = dict(stored)
+    def __init__(self, path: Path | None = None) -> None:
+        self._data = dict(_stored(path or Path(__file__).with_name("golden.npz")))
         self._data.setdefault("lengths", np.full(len(self._data["ids"]), self._data["ids"].shape[1]))
         self.model = ModelConfig.from_dict(json.loads(str(self._data["shape"])))
         self.lora = _adapters(self._data)
@@ -31,16 +41,14 @@ class Golden:
     def of_lora(cls) -> "Golden":
         """golden.npz under the adapters of make_lora.py: `lora` is their description, gradients are theirs alone."""
         made = cls()
-        with np.load(Path(__file__).with_name("lora.npz"), allow_pickle=False) as stored:
-            made._data |= dict(stored)
+        made._data |= _stored(Path(__file__).with_name("lora.npz"))
         made.lora = _adapters(made._data)
         return made
 
     @classmethod
     def of_family(cls, flag: str, noop_layers: tuple[int, ...] = ()) -> "Golden":
         """The record of make_families.py for a value of --model-type-hf, in mcore's names and row order."""
-        with np.load(Path(__file__).with_name(f"{flag}.npz"), allow_pickle=False) as stored:
-            data = dict(stored)
+        data = dict(_stored(Path(__file__).with_name(f"{flag}.npz")))
         layout = find_layout(flag)
         model = layout.read_config(json.loads(str(data.pop("config"))), flag)
         model = replace(model, num_layers=model.num_layers + len(noop_layers))
