@@ -20,7 +20,7 @@ ON_RANKS = ("tests/distributed/test_adapters.py", "tests/distributed/test_behavi
 # What tests/run.sh starts first, so that its processes end at about the same time: whole jobs take longest.
 LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_sets.py",
            "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",
-           "tests/scripts/test_long_scripts.py")
+           "tests/scripts/test_long_scripts.py", "tests/training/test_training.py", "tests/test_docs.py")
 
 
 WORLDS = (1, 2, 4, 8)     # sizes of resident ranks

@@ -92,7 +92,9 @@ def benchmarks(folder: Path, flags: list[str], batch_size: int) -> dict:
 
 
 def served(generator: Generator) -> dict:
-    """What an engine says to requests that come at different times and do not fit its memory together."""
+    """What an engine says to requests that come at different times and do not fit its memory together; one process says
+    too what each gets `alone`.
+    """
     short = Generator(generator.chunks, generator.vocab_size, 64)
     engine = Engine(short, EngineLimits(80, block_tokens=16, step_tokens=32))
     draw = np.random.default_rng(4)
@@ -139,8 +141,10 @@ def served(generator: Generator) -> dict:
             answers[event.name]["ids"].append(event.token)
             answers[event.name]["log_probs"].append(event.log_prob)
             answers[event.name]["top"].append([token for token, _ in event.top])
+    alone = [generate(short, [request.prompt], request.config)[0].ids
+             for request in (requests if generator.state.world.size == 1 else ())]
     return {"answers": answers, "preempted": stats.preempted, "cached": stats.cached_tokens, "used": stats.blocks_used,
-            "alone": [generate(short, [request.prompt], request.config)[0].ids for request in requests]}
+            "alone": alone}
 
 
 def everything(folder: str, flags: str, batch_size: int) -> dict | None:

@@ -50,7 +50,7 @@ def test_engine_equals_one_process(results, case):
     """Requests that arrive between steps, share a beginning and lose their memory: the answers of each one alone."""
     single, several = results[0]["served"], results[1][CASES[case]]["served"]
     assert several["preempted"] > 0 and several["cached"] > 0 and several["used"] == 0
-    assert [answer["ids"] for answer in several["answers"].values()] == several["alone"] == single["alone"]
+    assert [answer["ids"] for answer in several["answers"].values()] == single["alone"]
     for name, expected in single["answers"].items():
         found = several["answers"][name]
         assert (found["end"][:2], found["top"]) == (expected["end"][:2], expected["top"])

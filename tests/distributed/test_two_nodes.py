@@ -72,11 +72,11 @@ def _start(folder, prefix, *flags, data, **variables):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
-def _start_nodes(nodes, folder, *flags, **variables):
-    """The job on both nodes, two ranks each: TP within a node, PP between them."""
+def _start_nodes(nodes, folder, ranks, *flags, **variables):
+    """The job on both nodes, `ranks` each: TP within a node, PP between them."""
     port = free_port()
-    return [_start(folder / f"node{rank}", _on(name), *flags, NNODES=2, NODE_RANK=rank, NPUS_PER_NODE=2, TP=2, PP=2,
-                   MASTER_ADDR="10.77.0.1", MASTER_PORT=port, CKPT_SAVE_DIR=folder / f"node{rank}" / "ckpt",
+    return [_start(folder / f"node{rank}", _on(name), *flags, NNODES=2, NODE_RANK=rank, NPUS_PER_NODE=ranks, TP=ranks,
+                   PP=2, MASTER_ADDR="10.77.0.1", MASTER_PORT=port, CKPT_SAVE_DIR=folder / f"node{rank}" / "ckpt",
                    **variables)
             for rank, name in enumerate(nodes)]
 
@@ -91,7 +91,7 @@ def trained(folder):
     write_ramps(data)
     with nodes() as names:
         # no shared storage: each node saves what its own ranks need
-        jobs = _start_nodes(names, folder, "--no-shared-storage", data=data)
+        jobs = _start_nodes(names, folder, 2, "--no-shared-storage", data=data)
         one = _start(folder / "one", [], data=data, NPUS_PER_NODE=1, TP=1, PP=1, CKPT_SAVE_DIR=folder / "one" / "ckpt")
         outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
         outputs.append(one.communicate(timeout=SECONDS)[0])
@@ -103,9 +103,10 @@ def killed(folder):
     data, mark = folder / "text_document", f"job-{folder}"
     write_ramps(data)
     with nodes() as names:
-        jobs = _start_nodes(names, folder, "--train-iters", "1000000", "--global-batch-size", "2", data=data, JOB_MARK=mark)
+        jobs = _start_nodes(names, folder, 1, "--train-iters", "1000000", "--global-batch-size", "2", data=data,
+                            JOB_MARK=mark)
         try:
-            os.kill(workers_after_steps(jobs[0], mark, 4)[3], signal.SIGKILL)
+            os.kill(workers_after_steps(jobs[0], mark, 2)[1], signal.SIGKILL)
             outputs = [job.communicate(timeout=SECONDS)[0] for job in jobs]
             return [job.returncode for job in jobs], outputs, processes_of(mark)
         finally:
@@ -142,7 +143,7 @@ def test_rank_killed_on_one_node_ends_both(outcomes):
     assert 0 not in statuses, outputs
     # the node itself knows the rank and why; the other one knows whom it lost
     reports = [output.split("error: the job failed")[1] for output in outputs]
-    assert " on node 1;" in reports[1] and "rank 3" in reports[1], outputs[1][-2000:]
-    assert "rank 3 stopped answering: see the terminal of node 1" in reports[0], outputs[0][-2000:]
+    assert " on node 1;" in reports[1] and "rank 1" in reports[1], outputs[1][-2000:]
+    assert "rank 1 stopped answering: see the terminal of node 1" in reports[0], outputs[0][-2000:]
     assert "stopped answering" in reports[0].splitlines()[1]  # the cause comes before what followed from it
     assert left == {}
