@@ -17,10 +17,11 @@ ON_RANKS = ("tests/distributed/test_adapters.py", "tests/distributed/test_behavi
             "tests/distributed/test_parity.py", "tests/distributed/test_pool.py",
             "tests/distributed/test_preference_parity.py", "tests/distributed/test_validation_samples.py",
             "tests/runtime/test_shared_memory.py", "tests/scripts/test_documented_blocks.py")
-# What tests/run.sh starts first, so that its processes end at about the same time: whole jobs take longest.
+# What tests/run.sh starts first: whole jobs take longest, and what waits should do so beside what computes.
 LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_sets.py",
            "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",
-           "tests/scripts/test_long_scripts.py", "tests/training/test_training.py", "tests/test_docs.py")
+           "tests/scripts/test_long_scripts.py", "tests/launch/test_ranks.py", "tests/training/test_training.py",
+           "tests/test_docs.py")
 
 
 WORLDS = (1, 2, 4, 8)     # sizes of resident ranks

@@ -11,7 +11,7 @@ from tests.distributed.launch import free_port, script_environment
 from tests.scripts.tiny_data import write_packed, write_text
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "mindspore" / "glm4"
-LENGTH, ITERATIONS = 1024, 2
+LENGTH, ITERATIONS = 512, 2
 
 
 def train(script, folder, data, tokenizer, batch, context):
