@@ -1,6 +1,6 @@
 """The documented training scripts at full size, flags unchanged, on every pipeline stage of a simulated NPU: they fit.
 
-Several minutes, hence under --full. The peaks are those of docs/ascend.md.
+Minutes, hence under --full. The peaks are those of docs/ascend.md.
 """
 
 import json
@@ -19,7 +19,7 @@ GIB = 2**30
 LIVE, RESERVED = 54 * GIB, 60 * GIB
 
 
-@pytest.mark.full   # a full-size iteration takes half a minute
+@pytest.mark.full   # a full-size iteration takes ten seconds
 @pytest.mark.parametrize("script, ranks, rank", [
     *((script, 8, rank) for rank in (0, 4) for script in ("pretrain_glm4_9b_4k", "pretrain_glm4_9b_8k",
                                                           "pretrain_glm4_9b_32k", "tune_glm4_9b_32k_full", "dpo_glm4_9b_8k")),
