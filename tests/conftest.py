@@ -22,8 +22,6 @@ LONGEST = ("ranks", "tests/scripts/test_quickstart.py", "tests/test_instruction_
            "tests/distributed/test_two_nodes.py", "tests/distributed/test_failures.py",
            "tests/scripts/test_long_scripts.py", "tests/launch/test_ranks.py", "tests/training/test_training.py",
            "tests/test_docs.py")
-
-
 WORLDS = (1, 2, 4, 8)     # sizes of resident ranks
 
 
