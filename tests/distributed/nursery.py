@@ -7,6 +7,7 @@ A rank connects to its pool, joins its job, and runs the cases that arrive until
 process has one thread, so that a fork of it is whole: nothing here may use MindSpore before the fork.
 """
 
+import gc
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ SCHEDULER = -1
 
 def serve(host: connection.Connection) -> None:
     """Start and end ranks as the test session asks, until it is gone."""
+    gc.freeze()     # a rank's collections would copy every page that holds an object
     children: set[int] = set()
     try:
         while True:
