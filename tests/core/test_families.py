@@ -4,6 +4,7 @@ decoding with a cache.
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindspeed_llm import kernels
@@ -11,7 +12,7 @@ from mindspeed_llm.config.parallel import ParallelConfig
 from mindspeed_llm.core import parallel_state
 from mindspeed_llm.core.gpt_model import GPTModel
 from mindspeed_llm.generation.generator import Generator
-from mindspeed_llm.runtime import device
+from mindspeed_llm.runtime import autograd, device
 from tests.golden.reference import Golden
 from tests.golden.trial import Trial
 
@@ -81,3 +82,17 @@ def test_bf16_is_near_fp32():
     losses, norms = Trial(golden, parallel, 4, "bf16").adamw(2)
     assert np.allclose(losses, golden["adamw_losses"][:2], rtol=2e-3)
     assert np.allclose(norms, golden["adamw_grad_norms"][:2], rtol=3e-2)
+
+
+def test_gradients_of_q_k_and_v_may_be_views(backend):
+    """Those of attention are, in other memory order: the gradient before the split is that of the same numbers in order."""
+    draw = np.random.default_rng(6)
+    grads = [draw.standard_normal((2, heads, 3, 8)).astype(np.float32) for heads in (4, 2, 2)]     # (B, N, S, D)
+
+    def gradient(of):
+        qkv = autograd.leaf(Tensor(np.zeros((3, 2, 64), np.float32)))
+        autograd.backward(kernels.split_qkv(qkv, 2, 2, 8), [of(grad) for grad in grads])
+        return autograd.grad_of(qkv).asnumpy()
+    views = gradient(lambda grad: Tensor(grad).transpose(2, 0, 1, 3))
+    np.testing.assert_array_equal(views, gradient(lambda grad: Tensor(np.ascontiguousarray(grad.transpose(2, 0, 1, 3)))))
+    assert views.any()

@@ -38,8 +38,7 @@ StatusFactory *StatusFactory::Instance() { static StatusFactory *one = new Statu
 """
 _STATUS_SYMBOL = "_ZN2ge13StatusFactory8InstanceEv"
 # MindSpore's own stand-in for aclrtProcessReport, `int SimuFuncIaclrtProcessReport<int>(int timeout)`, returns at once, where
-# the real one waits for a report: four threads of its call it without end, and
-# took five sixths of a dry run's processor time.
+# the real one waits for a report: four threads of its call it without end, and took five sixths of a dry run's time.
 _REPORTS = """
 #include <unistd.h>
 int _ZN9mindspore6device6ascend27SimuFuncIaclrtProcessReportIiEET_i(int milliseconds) {
