@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    gc.freeze()     # what has been imported, MindSpore above all, is no garbage: looking through it takes a tenth of a second
+    gc.freeze()     # what has been imported, MindSpore above all, is no garbage: looking through it takes 0.1 s
 
 
 def _group(file):

@@ -143,8 +143,8 @@ class Add(Function):
 
 
 class SplitQKV(Function):
-    """The gradient is put together here: MindSpore 2.10's backward of a split takes the memory of a gradient for its rows in
-    order, also that of a view.
+    """The gradient is put together here: MindSpore 2.10's backward of a split takes the memory of a gradient for its rows
+    in order, also that of a view.
     """
 
     @staticmethod

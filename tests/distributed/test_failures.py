@@ -95,6 +95,7 @@ RAISING = {     # which rank, where, flags
 }
 MORE_RAISING = {    # with --full
     "rank 0 in forward": (0, "forward", PP2),        # its peer waits for activations, as that of the killed rank does
+    "rank 1 in backward": (1, "backward", TP2),
 }
 
 

@@ -97,7 +97,7 @@ def embedding_wgrad(grad: Tensor, ids: Tensor, vocab_start: int, main_grad: Tens
 def _local_ids(vocab: int, ids: Tensor, vocab_start: int) -> tuple[Tensor, Tensor]:
     local = device.cast(ids.reshape(-1), mstype.int32) - vocab_start
     inside = mint.logical_and(local >= 0, local < vocab)
-    return mint.clamp(local, 0, vocab - 1), device.cast(inside, mstype.float32).expand_dims(-1)
+    return mint.clamp(local, 0, vocab - 1), f32(inside).expand_dims(-1)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

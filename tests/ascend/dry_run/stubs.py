@@ -37,8 +37,8 @@ StatusFactory *StatusFactory::Instance() { static StatusFactory *one = new Statu
 }
 """
 _STATUS_SYMBOL = "_ZN2ge13StatusFactory8InstanceEv"
-# MindSpore's own stand-in for aclrtProcessReport, `int SimuFuncIaclrtProcessReport<int>(int timeout)`, returns at once, where
-# the real one waits for a report: four threads of its call it without end, and took five sixths of a dry run's time.
+# MindSpore's own stand-in for aclrtProcessReport, `int SimuFuncIaclrtProcessReport<int>(int timeout)`, returns at once,
+# where the real one waits for a report: four threads call it without end, and took five sixths of a dry run's time.
 _REPORTS = """
 #include <unistd.h>
 int _ZN9mindspore6device6ascend27SimuFuncIaclrtProcessReportIiEET_i(int milliseconds) {
@@ -60,7 +60,8 @@ def environment(folder: Path) -> dict[str, str]:
     plugin = _mindspore() / "lib/plugin/ascend"
     memory = plugin / "ms_kernels_symmetric_memory"
     paths = (library, memory / "shmem/shmem/lib", memory / "shmem/memfabric_hybrid/lib", plugin)
-    return variables | {"LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", *paths), "PYTHONPATH": _before("PYTHONPATH", package),
+    return variables | {"LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", *paths),
+                        "PYTHONPATH": _before("PYTHONPATH", package),
                         "LD_PRELOAD": _before("LD_PRELOAD", library / "libreports.so")}
 
 
