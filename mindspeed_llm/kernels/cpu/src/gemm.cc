@@ -17,8 +17,12 @@ void whole_depth(const ProductKernel &f, Product g) {
   constexpr i64 kPackedBytes = i64{24} << 20, kLeast = 512, kColumnStep = 32;
   const i64 most = std::max(kLeast, kPackedBytes / f.packed_bytes(g.dt, kLeast, g.K) * kLeast);
   const i64 height = round_up(ceil_div(g.M, ceil_div(g.M, most)), f.rows);
-  // narrower tasks where there would be few: threads that are not equally fast still end at about the same time
-  const i64 across = std::max(ceil_div(g.N, f.columns), std::min(ceil_div(g.N, f.least_columns), i64{8} * num_threads()));
+  // Many tasks, for threads that are not equally fast should end at about the same time: by cutting a tall C's rows, or
+  // else by narrower columns; and where both are few, rows again, so that every thread has work.
+  const i64 threads = num_threads(), wide = ceil_div(g.N, f.columns);
+  const i64 tall = std::max<i64>(1, std::min(ceil_div(12 * threads, wide), height / f.least_rows));
+  const i64 across = std::max(wide, std::min(ceil_div(g.N, f.least_columns), ceil_div(8 * threads, tall)));
+  const i64 down = std::max(tall, std::min(ceil_div(2 * threads, across), ceil_div(height, 128)));
   const i64 width = round_up(ceil_div(g.N, across), kColumnStep);
   const size_t bytes = static_cast<size_t>(f.packed_bytes(g.dt, height, g.K));
   Scratch scratch(Scratch::padded(bytes));
@@ -27,12 +31,9 @@ void whole_depth(const ProductKernel &f, Product g) {
     const i64 end = std::min(first + height, g.M), strips = ceil_div(end - first, f.rows);
     const auto row = [&](i64 strip) { return std::min(first + strip * f.rows, end); };
     parallel_for(strips, 1, [&](i64 b, i64 e) { f.pack(g, first, end, row(b), row(e)); });
-    // few columns: cut the rows too, so that every thread has work
-    const i64 down = std::min(ceil_div(2 * num_threads(), across), ceil_div(end - first, 128));
     run_tasks(static_cast<int>(across * down), [&](int t) {
-      const i64 n0 = t % across * width, i = t / across;
-      if (n0 >= g.N) return;
-      f.multiply(g, first, end, row(strips * i / down), row(strips * (i + 1) / down), n0, std::min(n0 + width, g.N));
+      const i64 n0 = t % across * width, m0 = row(strips * (t / across) / down), m1 = row(strips * (t / across + 1) / down);
+      if (n0 < g.N && m0 < m1) f.multiply(g, first, end, m0, m1, n0, std::min(n0 + width, g.N));
     });
   }
 }

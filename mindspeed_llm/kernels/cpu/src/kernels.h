@@ -58,8 +58,9 @@ struct Product {
 
 // One way to multiply: packing rows [m0, m1) of A, then a block of C; g.packed holds rows [first, end).
 struct ProductKernel {
-  // tasks are cut at multiples of `rows`, take about `columns`, `least_columns` of a narrow C, and at most that depth
-  i64 rows, columns, least_columns, most_depth;
+  // tasks are cut at multiples of `rows`, take about `columns`, no fewer than `least_rows` of a tall C or `least_columns` of
+  // a narrow one, and at most that depth
+  i64 rows, columns, least_rows, least_columns, most_depth;
   i64 (*packed_bytes)(int dt, i64 rows, i64 K);
   void (*pack)(const Product &g, i64 first, i64 end, i64 m0, i64 m1);
   void (*multiply)(const Product &g, i64 first, i64 end, i64 m0, i64 m1, i64 n0, i64 n1);
