@@ -8,6 +8,7 @@ import pytest
 
 from mindspeed_llm.data.tokenizer import load_tokenizer
 from mindspeed_llm.data.tokenizer_training import train_tiktoken_bpe, write_chatglm_tokenizer
+from mindspeed_llm.runtime import cpp_build
 from tests.distributed.pool import RankPool
 
 TEXT = "What is the capital of France? The capital is Paris. 你好，世界！ Weather in Paris: sunny and warm, 21 degrees.\n"
@@ -63,6 +64,15 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             return _group(nodeid.partition("::")[0])
     return ByGroup(config, log)
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """Skips where there is no C++ compiler. Where there is one, code that does not build is a failure."""
+    try:
+        return cpp_build.compiler()
+    except cpp_build.BuildError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,9 @@ WORKER = Path(__file__).parent / "shared_memory_worker.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library():
+def library(compiler):
     """Built before the clock of any test runs."""
-    try:
-        return build.build()
-    except build.BuildError as error:
-        pytest.skip(str(error))
+    return build.build()
 
 
 def run(scenario: str, ranks: int, directory: Path, limit: float = 30, **env: str):
