@@ -266,7 +266,10 @@ def _take_turns(program: Path, options: argparse.Namespace, data: Path, sides, l
                 results[name].clear()
                 print(f"{name}: over {limit:g} s, its start included: given up")
                 continue
-            results[name].append(json.loads(job.stdout.readline()))
+            line = job.stdout.readline()
+            if not line:
+                sys.exit(f"{name}: the worker ended with exit code {job.wait()}, its message is above")
+            results[name].append(json.loads(line))
     for job in jobs.values():
         job.stdin.close()
         job.wait()
